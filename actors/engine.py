@@ -1,0 +1,199 @@
+"""`Engine`: one vLLM engine with adapters that prove which version they are.
+
+An adapter version gets a name, an id and a directory of its own, so loading one needs no pause: requests that
+run keep the version they started with. Every completion carries the version and the SHA-256 that its request
+was bound to. Token ids go in and come out; text never enters vLLM.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors import adapters
+from actors.types import AdapterRef
+from configs.schema import EngineSection, ModelSection
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. `logprobs` come back at this temperature."""
+
+    temperature: float
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int
+    ignore_end: bool = False
+    """Go on to `max_tokens` whatever is sampled (measuring)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Generated:
+    """One sampled sequence."""
+
+    token_ids: np.ndarray
+    """int32 `[T]`"""
+    logprobs: np.ndarray
+    """float32 `[T]`, of the sampled tokens"""
+    finish_reason: str
+    """`stop` or `length`"""
+
+
+class Engine:
+    """Wraps vLLM's AsyncLLM. Create it inside a running event loop."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        stop_token_ids: tuple[int, ...],
+        model: ModelSection,
+        config: EngineSection,
+        num_adapters: int,
+        seed: int,
+    ):
+        """`num_adapters`: versions that can run at once; the engine keeps that many loaded."""
+        _set_environment(config)
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._sampling_params, self._lora_request = SamplingParams, LoRARequest
+        self._final_only = RequestOutputKind.FINAL_ONLY
+        self._stop_token_ids = list(stop_token_ids)
+        on_cpu = config.num_gpus == 0
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=model_path,
+                # Prompts are tokenised and completions decoded outside, once each.
+                skip_tokenizer_init=True,
+                trust_remote_code=model.trust_remote_code,
+                load_format="safetensors",
+                dtype=model.dtype,
+                max_model_len=model.max_length_tokens,
+                tensor_parallel_size=max(1, config.num_gpus),
+                gpu_memory_utilization=config.gpu_memory_frac,
+                max_num_seqs=config.max_num_seqs,
+                enable_lora=True,
+                max_lora_rank=config.max_lora_rank,
+                max_loras=num_adapters,
+                max_cpu_loras=num_adapters + 2,
+                # The learner recomputes logprobs at the sampling temperature; raw ones would not compare.
+                logprobs_mode="processed_logprobs",
+                enforce_eager=on_cpu,
+                seed=seed,
+                disable_log_stats=True,
+            )
+        )
+        # RAM-backed where there is one: adapters are read back at once and thrown away.
+        root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self._directory = Path(tempfile.mkdtemp(prefix="terse-adapters-", dir=root))
+        self._num_adapters = num_adapters
+        self._loaded: dict[int, tuple[AdapterRef, Any]] = {}
+        self._num_running: Counter[int] = Counter()
+        self._next_lora_id = 1
+
+    async def load_adapter(self, packed: bytes, version: int) -> AdapterRef:
+        """Load an adapter beside those that are there, and say what is loaded.
+
+        The hash in the answer is of the file that vLLM was given, read back from where it lies. Versions
+        beyond `num_adapters` that no request runs on are dropped, oldest first.
+        """
+        lora_id, self._next_lora_id = self._next_lora_id, self._next_lora_id + 1
+        directory = self._directory / f"v{version:06d}-{lora_id}"
+        adapters.write_directory(packed, directory)
+        request = self._lora_request(lora_name=directory.name, lora_int_id=lora_id, lora_path=str(directory))
+        await self._llm.add_lora(request)
+        if lora_id not in await self._llm.list_loras():
+            raise RuntimeError(f"the engine did not take up adapter version {version}")
+        ref = adapters.make_ref((directory / adapters.WEIGHTS_FILE).read_bytes(), version)
+        self._loaded.pop(version, None)
+        self._loaded[version] = ref, request
+        await self._drop_old_versions()
+        return ref
+
+    def adapter(self, version: int) -> AdapterRef:
+        """The loaded adapter of that version; RuntimeError when it is not loaded."""
+        if version not in self._loaded:
+            raise RuntimeError(f"adapter version {version} is not loaded; loaded: {sorted(self._loaded)}")
+        return self._loaded[version][0]
+
+    async def generate(
+        self, prompt_token_ids: np.ndarray, n: int, sampling: Sampling, version: int | None
+    ) -> list[Generated]:
+        """`n` completions of one prompt `[P]` under the adapter of `version` (None: the base model)."""
+        params = self._sampling_params(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=[] if sampling.ignore_end else self._stop_token_ids,
+            ignore_eos=sampling.ignore_end,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._final_only,
+        )
+        prompt = {"prompt_token_ids": prompt_token_ids.tolist()}
+        lora_request = None
+        if version is not None:
+            self.adapter(version)
+            lora_request = self._loaded[version][1]
+            self._num_running[version] += 1
+        final = None
+        try:
+            async for output in self._llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora_request):
+                final = output
+        finally:
+            if version is not None:
+                self._num_running[version] -= 1
+        if final is None or len(final.outputs) != n:
+            raise RuntimeError(f"expected {n} completions, got {0 if final is None else len(final.outputs)}")
+        return [_to_generated(output) for output in sorted(final.outputs, key=lambda output: output.index)]
+
+    async def _drop_old_versions(self) -> None:
+        num_extra = len(self._loaded) - self._num_adapters
+        for version in list(self._loaded)[: max(0, num_extra)]:
+            # vLLM may read a directory again while a request of that version runs.
+            if self._num_running[version] == 0:
+                _, request = self._loaded.pop(version)
+                await self._llm.remove_lora(request.lora_int_id)
+                shutil.rmtree(request.lora_path, ignore_errors=True)
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _to_generated(output: Any) -> Generated:
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"expected a finished completion, got finish_reason {output.finish_reason!r}")
+    return Generated(
+        token_ids=np.asarray(output.token_ids, dtype=np.int32),
+        # One entry per position when logprobs=0: the sampled token's own.
+        logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+        finish_reason=output.finish_reason,
+    )
+
+
+def _set_environment(config: EngineSection) -> None:
+    """vLLM reads these once, at import."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    if config.num_gpus == 0:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        # Binding threads to cores would pin them where the learner's threads run.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        os.environ["OMP_NUM_THREADS"] = str(config.num_threads)

@@ -1,0 +1,152 @@
+"""LoRA layers for training: on from position `start`, several adapters on one base, PEFT's format in and out.
+
+PEFT's own layers are left out for three reasons: an fp32 adapter on a bf16 base computes in fp32 there,
+which is slow and not what the engine computes; its masked variant cannot run a second forward before a
+backward when gradients are checkpointed; and each of its layers costs several passes over the activations.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.schema import LoraSection
+
+PEFT_PREFIX = "base_model.model."
+
+
+class AdapterSwitch:
+    """What all layers of a model do in this forward pass. It must not change before its backward pass."""
+
+    def __init__(self) -> None:
+        self.adapter: str | None = None
+        """`policy`, `reference`, or None for the plain base."""
+        self.dropout: float = 0.0
+        self.mask: Tensor | None = None
+        """`[B * T, 1]`, 0 where the adapter is off; None: on everywhere"""
+
+
+class MaskedLora(nn.Module):
+    """`y = W x + b + scale B A dropout(x)`, the last term only where the switch's mask is 1.
+
+    A `[r, in]` and B `[out, r]` of an adapter are fp32 parameters whatever the base's dtype; the arithmetic
+    is done in the dtype of x.
+    """
+
+    def __init__(self, base: nn.Linear, scale: float, switch: AdapterSwitch) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        self.switch = switch
+
+    def add_adapter(self, adapter: str, a: Tensor, b: Tensor, trainable: bool) -> None:
+        device = self.base.weight.device
+        self.register_parameter(f"{adapter}_a", nn.Parameter(a.float().to(device, copy=True), requires_grad=trainable))
+        self.register_parameter(f"{adapter}_b", nn.Parameter(b.float().to(device, copy=True), requires_grad=trainable))
+
+    def forward(self, x: Tensor) -> Tensor:
+        switch = self.switch
+        if switch.adapter is None:
+            return self.base(x)
+        a = getattr(self, f"{switch.adapter}_a").to(x.dtype)
+        b = getattr(self, f"{switch.adapter}_b").to(x.dtype)
+        flat = x.flatten(0, -2)
+        y = self.base(flat)
+        h = F.linear(F.dropout(flat, switch.dropout) if switch.dropout > 0 else flat, a)
+        if switch.mask is not None:
+            h = h * switch.mask
+        return torch.addmm(y, h, b.t(), alpha=self.scale).view(*x.shape[:-1], -1)
+
+
+def insert_layers(model: nn.Module, lora: LoraSection, switch: AdapterSwitch) -> dict[str, MaskedLora]:
+    """Wrap every linear layer whose name ends in a target module; returns them by their name in the base.
+
+    Raises ValueError when a target names no linear layer of the model.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in lora.target_modules
+    }
+    missing = sorted(set(lora.target_modules) - {name.rpartition(".")[2] for name in found})
+    if missing:
+        raise ValueError(f"lora.target_modules: no linear layer of the model is named {', '.join(missing)}")
+    layers = {}
+    for name, module in found.items():
+        parent, _, child = name.rpartition(".")
+        layers[name] = MaskedLora(module, lora.alpha / lora.rank, switch)
+        setattr(model.get_submodule(parent), child, layers[name])
+    return layers
+
+
+def fresh_tensors(layers: dict[str, MaskedLora], rank: int, seed: int) -> dict[str, Tensor]:
+    """A new adapter under PEFT's names, as PEFT starts one: A uniform in ±1/sqrt(in), B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, layer in layers.items():
+        bound = 1 / math.sqrt(layer.base.in_features)
+        a = torch.empty(rank, layer.base.in_features).uniform_(-bound, bound, generator=generator)
+        tensors[peft_name(name, "A")], tensors[peft_name(name, "B")] = a, torch.zeros(layer.base.out_features, rank)
+    return tensors
+
+
+def add_adapter(
+    layers: dict[str, MaskedLora], adapter: str, tensors: dict[str, Tensor], rank: int, trainable: bool
+) -> None:
+    """Give every layer its matrices of `tensors`, which are under PEFT's names.
+
+    Raises ValueError when names or shapes are not those of the layers.
+    """
+    expected = {}
+    for name, layer in layers.items():
+        expected[peft_name(name, "A")] = (rank, layer.base.in_features)
+        expected[peft_name(name, "B")] = (layer.base.out_features, rank)
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if got != expected:
+        name = min(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+        raise ValueError(
+            f"adapter does not fit the model and lora section: {name} expected {expected.get(name)}, got {got.get(name)}"
+        )
+    for name, layer in layers.items():
+        layer.add_adapter(adapter, tensors[peft_name(name, "A")], tensors[peft_name(name, "B")], trainable)
+
+
+def adapter_parameters(layers: dict[str, MaskedLora], adapter: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter under PEFT's names."""
+    return {
+        peft_name(name, matrix): getattr(layer, f"{adapter}_{matrix.lower()}")
+        for name, layer in layers.items()
+        for matrix in "AB"
+    }
+
+
+def peft_name(layer: str, matrix: str) -> str:
+    """Example: `model.layers.0.mlp.up_proj`, `A` → `base_model.model.model.layers.0.mlp.up_proj.lora_A.weight`."""
+    return f"{PEFT_PREFIX}{layer}.lora_{matrix}.weight"
+
+
+def peft_config(lora: LoraSection) -> dict[str, Any]:
+    """The least that PEFT and vLLM need; no paths, so that equal adapters are equal bytes."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(lora.target_modules),
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def start_mask(starts: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor | None:
+    """`[B * num_tokens, 1]`, 1 from each row's start on; None when every row starts at 0.
+
+    Example: starts `[0, 2]`, 3 tokens → `[1, 1, 1, 0, 0, 1]` (with a trailing dimension).
+    """
+    if not starts.any():
+        return None
+    positions = torch.arange(num_tokens, device=starts.device)
+    return (positions >= starts[:, None]).to(dtype).view(-1, 1)

@@ -1,0 +1,74 @@
+"""The policy as a torch module: a frozen base with adapters, from micro-batch to logprobs of trained tokens."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from actors.logprobs import token_logprobs
+from actors.masked_lora import AdapterSwitch, MaskedLora, insert_layers, start_mask
+from actors.micro_batches import MicroBatch
+from configs.schema import LoraSection, ModelSection
+
+Gather = Callable[[list[nn.Parameter]], AbstractContextManager]
+"""Makes partitioned parameters whole for a while (ZeRO stage 3)."""
+
+
+class PolicyModel(nn.Module):
+    """Base in the model's dtype, frozen; adapters on top; one forward for SFT and RL.
+
+    Rows are right padded and the attention is causal, so no real token ever sees padding, and no attention
+    mask is built. Logits are computed only for trained tokens.
+    """
+
+    def __init__(self, model: ModelSection, model_path: str, lora: LoraSection, gradient_checkpointing: bool) -> None:
+        super().__init__()
+        self.base = load_base(model, model_path)
+        self.base.requires_grad_(False)
+        self.switch = AdapterSwitch()
+        self.layers: dict[str, MaskedLora] = insert_layers(self.base, lora, self.switch)
+        if gradient_checkpointing:
+            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        # Checkpointing works in training mode only; the base's own dropout is off in either mode.
+        self.base.train(gradient_checkpointing)
+        self.gather: Gather = lambda _: contextlib.nullcontext()
+
+    def forward(
+        self, batch: MicroBatch, adapter: str | None, temperature: float, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies `[N]` of the batch's trained tokens under `adapter` (None: the plain base)."""
+        self.switch.adapter = adapter
+        self.switch.dropout = dropout
+        self.switch.mask = start_mask(batch.starts, batch.token_ids.shape[1], self.base.dtype)
+        hidden = self.base.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+        head = self.base.get_output_embeddings()
+        parameters = [p for p in (head.weight, head.bias) if p is not None]
+        with self.gather(parameters):
+            return token_logprobs(
+                hidden[batch.rows, batch.positions], head.weight, batch.targets, temperature, lm_head_bias=head.bias
+            )
+
+
+def load_base(model: ModelSection, model_path: str) -> PreTrainedModel:
+    """The base model of a directory or hub name, from safetensors only.
+
+    Raises ValueError for a model whose logits are more than its last linear layer: those are computed apart.
+    """
+    base = AutoModelForCausalLM.from_pretrained(
+        str(Path(model_path)) if Path(model_path).exists() else model_path,
+        dtype=getattr(torch, model.dtype),
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=model.trust_remote_code,
+    )
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier_scale"):
+        if getattr(base.config, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"{model_path}: config.json sets {name}, which the learner does not implement")
+    for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop"):
+        if getattr(base.config, name, 0.0):
+            raise ValueError(f"{model_path}: config.json sets {name}, expected 0: only the adapter has dropout")
+    return base

@@ -1,0 +1,59 @@
+"""Scores completions: is the answer right, and what is it worth at its length?"""
+
+from collections.abc import Sequence
+
+from actors.scoring_process import ANSWER_VERIFIER, Scorer
+from actors.types import Completion, Prompt, Rollout, Task
+from configs.schema import RewardSection
+from rewards.base import Outcome, RewardResult
+from rewards.length import LengthInputs, score_group
+
+
+class RewardActor:
+    """Owns one killable scoring process (`Scorer`); one call at a time."""
+
+    def __init__(self, config: RewardSection, verifier: str = ANSWER_VERIFIER):
+        """Returns once the process can score; `verifier` is what `Scorer` takes.
+
+        Raises RuntimeError with the process's own words when it does not start.
+        """
+        self._config = config
+        self._scorer = Scorer(config.deadline_s, verifier)
+
+    def ping(self) -> int:
+        """Process id of a scoring process that is ready."""
+        return self._scorer.ensure_ready()
+
+    def score_group(self, task: Task, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+        """The completions of one prompt, scored, in their order.
+
+        A completion whose verification overruns `reward.deadline_s` gets TIMEOUT, one that ends its process
+        CRASHED; both earn what a wrong answer earns. Raises ValueError for a prompt of another task and for a
+        reference answer that cannot be parsed.
+        """
+        if prompt.task_id != task.task_id:
+            raise ValueError(f"expected a prompt of task {task.task_id}, got one of {prompt.task_id}")
+        try:
+            verdicts = self._scorer.verify([completion.text for completion in completions], task.reference_answer)
+        except ValueError as error:
+            raise ValueError(f"task {task.task_id}: {error}") from error
+        inputs = LengthInputs(
+            num_tokens=tuple(completion.num_tokens for completion in completions),
+            correct=tuple(verdict.outcome == Outcome.CORRECT for verdict in verdicts),
+            budget_tokens=prompt.budget_tokens,
+        )
+        scores = score_group(inputs, self._config)
+        return tuple(
+            Rollout(
+                prompt=prompt,
+                completion=completion,
+                reward=RewardResult(
+                    value=score.value, outcome=verdict.outcome, answer=verdict.answer, breakdown=score.breakdown
+                ),
+            )
+            for completion, verdict, score in zip(completions, verdicts, scores, strict=True)
+        )
+
+    def close(self) -> None:
+        """End the scoring process."""
+        self._scorer.close()

@@ -1,0 +1,252 @@
+"""Verification of answers in a process that can be killed, and the owner of that process.
+
+The verifier runs sympy on text that a policy in training wrote, so now and then it hangs, eats memory or
+crashes. The owner (`Scorer`) sends a group's texts at once and reads one verdict per text. When a verdict
+does not come by its deadline, or the process is gone, that text gets TIMEOUT or CRASHED and the rest goes on
+in a second process, which stands ready, imports done; a new one starts up in its stead meanwhile. So a kill
+costs no start-up time.
+
+Between the two goes JSON, one line per message, over a socket pair: texts and the reference answer one way,
+verdicts the other. Nothing is unpickled, and the child (`python -m actors.scoring_process`) imports little
+more than its verifier.
+
+Covered: hangs in Python and in C, runaway memory, crashes, an owner that is killed (the kernel ends a child
+that outlives its deadline; an idle one reads end-of-file). Not covered: a text that takes over the Python
+process; this is a guard against accidents, not a sandbox.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rewards.base import AnswerVerdict, Outcome
+
+Verifier = Callable[[str, str], AnswerVerdict]
+"""(text, reference answer) → verdict; raises ValueError for a bad reference answer."""
+
+ANSWER_VERIFIER = "rewards.math_answer:verify_answer"
+MEMORY_LIMIT_BYTES = 4 * 2**30
+"""Address space of the child."""
+START_TIMEOUT_S = 120.0
+OWNER_GONE_GRACE_S = 5.0
+"""A child this long past a deadline has no owner left to kill it."""
+STDERR_TAIL_BYTES = 4000
+
+
+class Scorer:
+    """Verdicts on texts, from one process at work and one that stands ready. Not thread-safe.
+
+    `verifier` names the function that judges, as `module:function`, importable from `sys.path`; tests put
+    functions there that hang or crash.
+    """
+
+    def __init__(self, deadline_s: float, verifier: str = ANSWER_VERIFIER):
+        """Returns once the process is ready. Raises RuntimeError when it cannot be started."""
+        if deadline_s <= 0:
+            raise ValueError(f"deadline_s: expected more than 0, got {deadline_s}")
+        self._deadline_s = deadline_s
+        self._verifier = verifier
+        self._at_work = self._start_process()
+        self._spare = self._start_process()
+        try:
+            self._at_work.wait_ready()
+        except RuntimeError:
+            self.close()
+            raise
+
+    def ensure_ready(self) -> int:
+        """Process id of a process that is ready, a fresh one if the last has died while idle."""
+        if not self._at_work.is_alive:
+            self._replace()
+        return self._at_work.pid
+
+    def verify(self, texts: Sequence[str], reference_answer: str) -> list[AnswerVerdict]:
+        """One verdict per text, in order; TIMEOUT or CRASHED where there was none to be had.
+
+        Each text has `deadline_s` from the verdict before it. Raises ValueError when the verifier refuses the
+        reference answer, RuntimeError when no process can be started.
+        """
+        self.ensure_ready()
+        verdicts: list[AnswerVerdict] = []
+        while len(verdicts) < len(texts):
+            failure = self._verify_until_failure(texts[len(verdicts) :], reference_answer, verdicts)
+            if failure is not None:
+                verdicts.append(AnswerVerdict(outcome=failure, answer=""))
+                self._replace()
+        return verdicts
+
+    def close(self) -> None:
+        self._at_work.kill()
+        self._spare.kill()
+
+    def _verify_until_failure(
+        self, texts: Sequence[str], reference_answer: str, verdicts: list[AnswerVerdict]
+    ) -> Outcome | None:
+        """Appends verdicts until all are there (None) or the next one will not come (why)."""
+        try:
+            self._at_work.send({"texts": list(texts), "reference_answer": reference_answer}, self._deadline_s)
+            for _ in texts:
+                reply = self._at_work.receive(self._deadline_s)
+                if "error" in reply:
+                    raise ValueError(reply["error"])
+                verdicts.append(AnswerVerdict(outcome=Outcome(reply["outcome"]), answer=reply["answer"]))
+        except TimeoutError:
+            return Outcome.TIMEOUT
+        except (EOFError, ConnectionError):
+            return Outcome.CRASHED
+        except KeyboardInterrupt:
+            self._at_work.kill()  # or the next call would read the verdicts of this one
+            raise
+        return None
+
+    def _replace(self) -> None:
+        self._at_work.kill()
+        self._at_work, self._spare = self._spare, self._start_process()
+        self._at_work.wait_ready()
+
+    def _start_process(self) -> "_Process":
+        return _Process(self._verifier, self._deadline_s)
+
+
+class _Process:
+    """One child and the owner's end of its socket."""
+
+    def __init__(self, verifier: str, deadline_s: float):
+        """Returns at once; `wait_ready` waits for the child's imports."""
+        self._socket, child_socket = socket.socketpair()
+        self._received = bytearray()
+        self._is_ready = False
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "actors.scoring_process"]
+        command += ["--socket-fd", str(child_socket.fileno()), "--verifier", verifier, "--deadline-s", str(deadline_s)]
+        with child_socket:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                pass_fds=(child_socket.fileno(),),
+                # The child imports what this process would, which Ray's runtime environment may have extended.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                # Ctrl-C in a terminal is for the owner, who then closes the child.
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Raises RuntimeError with the child's last words when it does not get ready."""
+        if self._is_ready:
+            return
+        try:
+            self.receive(START_TIMEOUT_S)
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            self._process.kill()
+            status = self._process.wait()
+            reason = f"not ready after {START_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else "it ended"
+            raise RuntimeError(
+                f"scoring process did not start: {reason}, exit status {status}; "
+                f"its stderr ends with:\n{self._stderr_tail()}"
+            ) from error
+        self._is_ready = True
+
+    def send(self, message: dict[str, Any], timeout_s: float) -> None:
+        """Raises TimeoutError, or ConnectionError when the child is gone."""
+        self._socket.settimeout(timeout_s)
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The next message. Raises TimeoutError, or EOFError or ConnectionError when the child is gone."""
+        deadline = time.monotonic() + timeout_s
+        while (end := self._received.find(b"\n")) < 0:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(remaining_s)
+            data = self._socket.recv(65536)
+            if not data:
+                raise EOFError
+            self._received += data
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return json.loads(line)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+        self._stderr.close()
+
+    def _stderr_tail(self) -> str:
+        size_bytes = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size_bytes - STDERR_TAIL_BYTES))
+        return self._stderr.read().decode(errors="replace").strip() or "(nothing)"
+
+
+def serve(connection: socket.socket, verify: Verifier, deadline_s: float) -> None:
+    """The child's loop: answer requests until the owner closes its end."""
+    with connection, connection.makefile("rb") as requests:
+        _send_line(connection, {"ready": os.getpid()})
+        for line in requests:
+            request = json.loads(line)
+            for text in request["texts"]:
+                # SIGALRM, left at its default action, ends the process even inside C code.
+                signal.setitimer(signal.ITIMER_REAL, deadline_s + OWNER_GONE_GRACE_S)
+                try:
+                    verdict = verify(text, request["reference_answer"])
+                except ValueError as error:
+                    _send_line(connection, {"error": str(error)})
+                    break  # the rest has the same reference answer
+                _send_line(connection, dataclasses.asdict(verdict))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _send_line(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _load_verifier(name: str) -> Verifier:
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise ValueError(f"verifier: expected module:function, got {name!r}")
+    return getattr(importlib.import_module(module), function)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Child of actors.scoring_process.Scorer; not for the command line.")
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--verifier", required=True)
+    parser.add_argument("--deadline-s", type=float, required=True)
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # math-verify logs what it cannot parse
+    verify = _load_verifier(arguments.verifier)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # both are inherited from whoever started the owner
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    try:
+        serve(socket.socket(fileno=arguments.socket_fd), verify, arguments.deadline_s)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the owner is gone
+
+
+if __name__ == "__main__":
+    main()

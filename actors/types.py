@@ -1,0 +1,215 @@
+"""Every value that crosses a process boundary: frozen, complete when built, shapes in the docstrings.
+
+A task becomes a prompt, G completions, G rewards, one group, and with other groups one batch:
+
+    Task ─► Prompt ─► Completion ×G ─► RewardResult ×G ─► RolloutGroup ─► TrainBatch ─► UpdateResult
+
+Letters: P prompt tokens, T completion tokens, G group size. Token ids are int32, logprobs float32 (natural
+log, at the sampling temperature), and index t scores token t.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rewards.base import RewardResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A dataset item.
+
+    Example: `Task(task_id="arithmetic/12", messages=({"role": "user", "content": "37+58-12=?"},),
+    reference_answer="83", source="arithmetic", difficulty=2)`
+    """
+
+    task_id: str
+    messages: tuple[dict[str, str], ...]
+    """Chat messages with `role` and `content`, without the assistant's turn."""
+    reference_answer: str
+    source: str
+    difficulty: int = 0
+    """As the source grades it (the built-in tasks: number of operations); 0 when it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prompt:
+    """A task as the engine sees it."""
+
+    task_id: str
+    token_ids: np.ndarray
+    """int32 `[P]`"""
+    budget_tokens: int | None
+    """The budget named in the prompt and used by the reward; None when the task has none."""
+    start: int
+    """First position at which the adapter is on; 0 means it acts on the whole sequence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Completion:
+    """What one engine request generated, stamped with the adapter that the engine says it used."""
+
+    token_ids: np.ndarray
+    """int32 `[T]`, the end token included when it was generated"""
+    behaviour_logprobs: np.ndarray
+    """float32 `[T]`, of the sampled tokens; 0 where `forced`"""
+    forced: np.ndarray
+    """bool `[T]`, tokens we appended: never trained on, never in a ratio"""
+    text: str
+    finish_reason: str
+    """`stop` (end token) or `length` (cut at the limit)"""
+    policy_version: int
+    """Version of the adapter that sampled; -1 for the base without adapter"""
+    adapter_sha256: str
+    """Of the adapter bytes that sampled; empty for the base"""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rollout:
+    """A scored completion."""
+
+    prompt: Prompt
+    completion: Completion
+    reward: RewardResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutGroup:
+    """The G rollouts of one prompt, all by one policy version."""
+
+    group_id: int
+    task_id: str
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def policy_version(self) -> int:
+        """The oldest version that sampled one of the rollouts."""
+        return min(rollout.completion.policy_version for rollout in self.rollouts)
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(rollout.reward.value for rollout in self.rollouts)
+
+    @property
+    def is_constant(self) -> bool:
+        """All rewards equal: no advantage to learn from."""
+        return max(self.rewards) - min(self.rewards) < 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DroppedGroup:
+    """A group that will not be trained on, as a value with its reason."""
+
+    group_id: int
+    reason: str
+    """`constant`, `stale` or `lost`"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainRow:
+    """One sequence for the learner: prompt and completion, `T` tokens in all.
+
+    Example: prompt `[5, 6]`, completion `[7, 8]` → token_ids `[5, 6, 7, 8]`, loss_mask `[0, 0, 1, 1]`.
+    """
+
+    token_ids: np.ndarray
+    """int32 `[T]`"""
+    start: int
+    """First position at which the adapter is on."""
+    loss_mask: np.ndarray
+    """bool `[T]`, tokens trained on; token 0 is never one, nothing predicts it"""
+    behaviour_logprobs: np.ndarray
+    """float32 `[T]`, 0 outside the loss mask; unused by SFT"""
+    advantage: float
+    """One per sequence (GRPO); unused by SFT"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainBatch:
+    """One optimiser step's rows, sharded over ranks."""
+
+    rows_per_rank: tuple[tuple[TrainRow, ...], ...]
+    """`[num_ranks]` of rows; ranks hold the same number of rows and about the same number of tokens"""
+    num_loss_tokens: int
+    """Over all ranks: the loss divides by it, so it does not depend on the sharding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """What the learner trains until the next stage: which loss, from which adapter, on which schedule.
+
+    Example: `StageSpec(kind="sft", num_steps=100, learning_rate=2e-4, warmup_frac=0.1)` starts a fresh adapter.
+    """
+
+    kind: Literal["sft", "rl"]
+    num_steps: int
+    """Length of the learning-rate schedule, in optimiser steps."""
+    learning_rate: float
+    """At its peak: linear warm-up from 0, then a half cosine down to 0."""
+    warmup_frac: float
+    """Share of `num_steps` that warms up."""
+    weight_decay: float = 0.0
+    temperature: float = 1.0
+    """Divides the logits: the temperature that rollouts are sampled at."""
+    dropout: float = 0.0
+    """Of the adapter's input, in training passes only."""
+    clip_low: float = 0.2
+    """RL, with the fields below: see `actors.losses.policy_gradient_loss`."""
+    clip_high: float = 0.2
+    importance_cap: float = 2.0
+    kl_beta: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_reference: Literal["start", "base"] = "start"
+    """`start`: `start_adapter`, frozen; `base`: the model without adapter. Read when `kl_beta` > 0."""
+    start_adapter: bytes | None = None
+    """Packed (`actors.adapters.pack`); None starts a fresh one (A random, B zero: no effect yet)."""
+    policy_version: int = 0
+    """Version of the policy before the first step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """What one optimiser step did, the same on every rank."""
+
+    policy_version: int
+    """Optimiser steps applied to the policy so far."""
+    metrics: dict[str, float]
+    """`train/loss`, `train/grad_norm`, `rollout/logprob_gap_mean`, …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRef:
+    """Names one published adapter: which bytes, of which policy version."""
+
+    version: int
+    sha256: str
+    """Hex digest of the packed adapter (`actors.adapters.pack`)."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """One held-out task, evaluated with n completions in one mode under one cap."""
+
+    task_id: str
+    difficulty: int
+    mode: str
+    """`base` or `reasoning`"""
+    cap: int
+    """Hard limit on completion tokens."""
+    n: int
+    answers: tuple[str, ...]
+    """`[n]`, as extracted; empty when there was none to extract"""
+    tokens: tuple[int, ...]
+    """`[n]`, completion lengths"""
+    correct: tuple[bool, ...]
+    """`[n]`"""
+    truncated: tuple[bool, ...]
+    """`[n]`, cut at the cap"""
+    seconds: float
+    """From dispatch to the last score."""

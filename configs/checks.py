@@ -1,0 +1,347 @@
+"""What is wrong with a configuration whose keys and types are right: every problem, each in one line.
+
+Whatever would fail after actors have started, or would train on something other than what was meant, is
+refused here. A problem names the key, what was expected and what was found.
+"""
+
+import math
+import operator
+import re
+import string
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
+from configs.schema import ARITHMETIC, EMBEDDED_MODEL, RunConfig, SftSource, TaskSource
+
+MIN_PROMPT_TOKENS = 16
+MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `max_lora_rank`."""
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+FETCHABLE_MODELS = ("smollm2-135m",)
+"""What `terse fetch-model` can make."""
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Rule = tuple[str, Callable[[Any], bool]]
+"""Which values are right, in words and as a predicate."""
+
+_COUNT: Rule = ("at least 1", lambda value: value >= 1)
+_NOT_NEGATIVE: Rule = ("at least 0", lambda value: value >= 0)
+_POSITIVE: Rule = ("above 0", lambda value: value > 0)
+_SHARE: Rule = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_ONE: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_POSITIVE_SHARE: Rule = ("above 0 and at most 1", lambda value: 0 < value <= 1)
+_UNTRUNCATED = "in RL rollouts (a truncated distribution biases the importance ratios)"
+
+RULES: dict[str, Rule] = {
+    "run.seed": ("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "model.max_length_tokens": _COUNT,
+    "lora.rank": _COUNT,
+    "lora.alpha": _POSITIVE,
+    "lora.dropout": _BELOW_ONE,
+    "data.train.num_tasks": _NOT_NEGATIVE,
+    "data.evaluation.num_tasks": _NOT_NEGATIVE,
+    "data.sft.num_rows": _NOT_NEGATIVE,
+    "budget.per_difficulty_tokens": _NOT_NEGATIVE,
+    "sft.num_steps": _COUNT,
+    "sft.rows_per_step": _COUNT,
+    "sft.learning_rate": _POSITIVE,
+    "sft.warmup_frac": _SHARE,
+    "sft.weight_decay": _NOT_NEGATIVE,
+    "sft.checkpoint_every_steps": _COUNT,
+    "rl.num_steps": _COUNT,
+    "rl.groups_per_step": _COUNT,
+    "rl.group_size": ("at least 2 (an advantage is relative to the group)", lambda value: value >= 2),
+    "rl.learning_rate": _POSITIVE,
+    "rl.warmup_frac": _SHARE,
+    "rl.weight_decay": _NOT_NEGATIVE,
+    "rl.clip_low": ("above 0 and below 1", lambda value: 0 < value < 1),
+    "rl.clip_high": _POSITIVE,
+    "rl.importance_cap": ("at least 1", lambda value: value >= 1),
+    "rl.kl_beta": _NOT_NEGATIVE,
+    "rl.max_staleness": _NOT_NEGATIVE,
+    "rl.max_consecutive_drops": _COUNT,
+    "rl.checkpoint_every_steps": _COUNT,
+    "rl.evaluate_every_steps": _NOT_NEGATIVE,
+    "reward.half_width_frac": _SHARE,
+    "reward.floor": ("from -1 to 1", lambda value: -1 <= value <= 1),
+    "reward.deadline_s": _POSITIVE,
+    "reward.num_actors": _COUNT,
+    "rollout.num_actors": _COUNT,
+    "rollout.max_completion_tokens": _COUNT,
+    "rollout.temperature": _POSITIVE,
+    "rollout.top_p": (f"1 {_UNTRUNCATED}", lambda value: value == 1),
+    "rollout.top_k": (f"0 {_UNTRUNCATED}", lambda value: value == 0),
+    "rollout.min_p": (f"0 {_UNTRUNCATED}", lambda value: value == 0),
+    "rollout.max_logprob_gap": _POSITIVE,
+    "rollout.generate_timeout_s": _POSITIVE,
+    "engine.num_gpus": _NOT_NEGATIVE,
+    "engine.num_cpus": _NOT_NEGATIVE,
+    "engine.num_threads": _COUNT,
+    "engine.max_num_seqs": _COUNT,
+    "engine.max_lora_rank": (
+        f"one of {', '.join(map(str, MAX_LORA_RANKS))} (what vLLM takes)",
+        lambda value: value in MAX_LORA_RANKS,
+    ),
+    "engine.gpu_memory_frac": _POSITIVE_SHARE,
+    "engine.kv_cache_gib": _POSITIVE,
+    "learner.num_ranks": _COUNT,
+    "learner.num_gpus_per_rank": ("0 or 1", lambda value: value in (0, 1)),
+    "learner.num_cpus_per_rank": _NOT_NEGATIVE,
+    "learner.num_threads": _COUNT,
+    "learner.zero_stage": ("0, 1, 2 or 3", lambda value: 0 <= value <= 3),
+    "learner.micro_batch_tokens": _COUNT,
+    "learner.max_grad_norm": _POSITIVE,
+    "learner.beta1": _BELOW_ONE,
+    "learner.beta2": _BELOW_ONE,
+    "evaluation.num_tasks": _COUNT,
+    "evaluation.samples_per_task": _COUNT,
+    "evaluation.temperature": _NOT_NEGATIVE,
+    "evaluation.top_p": _POSITIVE_SHARE,
+    "evaluation.max_completion_tokens": _COUNT,
+    "cluster.start_timeout_s": _POSITIVE,
+}
+"""Of every number in the schema."""
+
+LIST_RULES: dict[str, Rule] = {
+    "lora.target_modules": ("module names", lambda value: bool(value.strip())),
+    "data.train.difficulties": ("numbers of operations of at least 1", lambda value: value >= 1),
+    "data.evaluation.difficulties": ("numbers of operations of at least 1", lambda value: value >= 1),
+    "data.sft.verbosity": ("probabilities from 0 to 1", lambda value: 0 <= value <= 1),
+    "budget.buckets_tokens": ("budgets of at least 1 token", lambda value: value >= 1),
+}
+"""Of every item of every list in the schema; none of them may be empty."""
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Everything wrong with the values, in the order of the schema's sections; looks at local paths too."""
+    found = [
+        *_number_problems(config),
+        *_run_problems(config),
+        *_model_path_problems(config),
+        *_length_problems(config),
+        *_task_source_problems("data.train", config.data.train),
+        *_task_source_problems("data.evaluation", config.data.evaluation),
+        *_split_problems(config),
+        *_sft_source_problems("data.sft", config.data.sft),
+        *_budget_problems(config),
+        *_sharding_problems(config),
+        *_learner_problems(config),
+        *_colocation_problems(config),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def cluster_problems(config: RunConfig, num_cpus: float, num_gpus: float) -> list[str]:
+    """Where the placement asks for more than the cluster's totals."""
+    found = []
+    for what, asked, has in (("GPUs", config.num_gpus, num_gpus), ("CPU cores", config.num_cpus, num_cpus)):
+        if asked > has + 1e-9:
+            unit = "num_gpus" if what == "GPUs" else "num_cpus"
+            found.append(
+                f"rollout.num_actors x engine.{unit} + learner.num_ranks x learner.{unit}_per_rank: "
+                f"asks for {asked:g} {what}, the cluster has {has:g}"
+            )
+    return found
+
+
+def model_problems(config: RunConfig, hf_config: dict[str, Any]) -> list[str]:
+    """Where the configuration goes beyond the model's own `config.json`."""
+    found = []
+    limit = context_tokens(hf_config)
+    if limit is not None and config.model.max_length_tokens > limit:
+        found.append(
+            f"model.max_length_tokens: expected at most {limit} (max_position_embeddings of {config.model.path}), "
+            f"found {config.model.max_length_tokens}"
+        )
+    num_heads = (hf_config.get("text_config") or hf_config).get("num_attention_heads")
+    if num_heads and config.engine.num_gpus > 1 and num_heads % config.engine.num_gpus:
+        found.append(
+            f"engine.num_gpus: expected a divisor of the {num_heads} attention heads of {config.model.path}, "
+            f"found {config.engine.num_gpus}"
+        )
+    return found
+
+
+def value_at(config: RunConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    return operator.attrgetter(key)(config)
+
+
+def field_names(template: str) -> list[str]:
+    """Fields of a `str.format` template. Raises ValueError when it is malformed or has fields without a name."""
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(f"fields must be plain names, found {{{name}}}")
+    return names
+
+
+def _expected(key: str, expected: str, value: Any) -> str:
+    return f"{key}: expected {expected}, found {value!r}"
+
+
+def _number_problems(config: RunConfig) -> Iterator[str]:
+    for key, (words, is_right) in RULES.items():
+        value = value_at(config, key)
+        if not (math.isfinite(value) and is_right(value)):
+            yield _expected(key, words, value)
+    for key, (words, is_right) in LIST_RULES.items():
+        values = value_at(config, key)
+        if not values or not all(is_right(value) for value in values):
+            yield _expected(key, f"a list of {words}, not empty", list(values))
+
+
+def _run_problems(config: RunConfig) -> Iterator[str]:
+    if not RUN_NAME.fullmatch(config.run.name):
+        yield _expected("run.name", "letters, digits, '.', '_' and '-' (it names a directory)", config.run.name)
+    for key in ("run.dir", "model.path", "tracking.experiment"):
+        if not value_at(config, key).strip():
+            yield _expected(key, "text", value_at(config, key))
+
+
+def _model_path_problems(config: RunConfig) -> Iterator[str]:
+    path = config.model.path
+    is_checked = path.strip() and path != EMBEDDED_MODEL and is_local_model(path)
+    if is_checked and (problem := directory_problem(Path(path).expanduser())):
+        fetchable = Path(path).name
+        hint = f"; `terse fetch-model {fetchable}` makes it" if fetchable in FETCHABLE_MODELS else ""
+        yield f"model.path: {problem}{hint}"
+
+
+def _length_problems(config: RunConfig) -> Iterator[str]:
+    room = config.model.max_length_tokens - MIN_PROMPT_TOKENS
+    for key in ("rollout.max_completion_tokens", "evaluation.max_completion_tokens"):
+        value = value_at(config, key)
+        if value > room:
+            yield _expected(
+                key,
+                f"at most {room} (model.max_length_tokens {config.model.max_length_tokens} "
+                f"less {MIN_PROMPT_TOKENS} for the prompt)",
+                value,
+            )
+    if config.learner.micro_batch_tokens < config.model.max_length_tokens:
+        yield _expected(
+            "learner.micro_batch_tokens",
+            f"at least model.max_length_tokens {config.model.max_length_tokens} (a row is never split)",
+            config.learner.micro_batch_tokens,
+        )
+    if config.lora.rank > config.engine.max_lora_rank:
+        yield _expected("lora.rank", f"at most engine.max_lora_rank {config.engine.max_lora_rank}", config.lora.rank)
+
+
+def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
+    yield from _source_problems(prefix, source)
+    yield from _template_problems(f"{prefix}.question_template", source.question_template)
+    if not source.answer_field.strip():
+        yield _expected(f"{prefix}.answer_field", "the name of a row field", source.answer_field)
+    if source.answer_pattern:
+        try:
+            num_groups = re.compile(source.answer_pattern).groups
+        except re.error as error:
+            yield f"{prefix}.answer_pattern: expected a regular expression, found {source.answer_pattern!r} ({error})"
+        else:
+            if num_groups != 1:
+                yield _expected(
+                    f"{prefix}.answer_pattern", "exactly one group", f"{source.answer_pattern} ({num_groups})"
+                )
+    if source.held_out and source.source != ARITHMETIC:
+        yield f"{prefix}.held_out: expected false (only {ARITHMETIC} has a held-out split; use split), found True"
+
+
+def _sft_source_problems(prefix: str, source: SftSource) -> Iterator[str]:
+    yield from _source_problems(prefix, source)
+    if source.layout == "prompt_completion":
+        yield from _template_problems(f"{prefix}.prompt_template", source.prompt_template)
+        yield from _template_problems(f"{prefix}.completion_template", source.completion_template)
+    elif not source.messages_field.strip():
+        yield _expected(f"{prefix}.messages_field", "the name of a row field", source.messages_field)
+
+
+def _source_problems(prefix: str, source: TaskSource | SftSource) -> Iterator[str]:
+    name = source.source
+    if not name.strip():
+        yield _expected(f"{prefix}.source", f"{ARITHMETIC}, a local file or a dataset name", name)
+    elif name == ARITHMETIC:
+        if source.preset != "none":
+            yield _expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
+    elif looks_like_path(name):
+        if not name.endswith(DATA_SUFFIXES):
+            yield _expected(f"{prefix}.source", f"a file that ends in {', '.join(DATA_SUFFIXES)}", name)
+        elif not Path(name).expanduser().is_file():
+            yield f"{prefix}.source: expected a local file, found no file {name}"
+    if not source.split.strip():
+        yield _expected(f"{prefix}.split", "a split such as train or test[:100]", source.split)
+
+
+def _template_problems(key: str, template: str) -> Iterator[str]:
+    try:
+        names = field_names(template)
+    except ValueError as error:
+        yield f"{key}: expected text with row fields in braces, found {template!r} ({error})"
+    else:
+        if not names:
+            yield _expected(key, "at least one row field in braces", template)
+
+
+def _split_problems(config: RunConfig) -> Iterator[str]:
+    train, held_out = config.data.train, config.data.evaluation
+    where = (train.source, train.subset, train.split, train.held_out)
+    if where == (held_out.source, held_out.subset, held_out.split, held_out.held_out):
+        hint = (
+            "held_out: true" if train.source == ARITHMETIC else "another file or split, or slices such as train[90%:]"
+        )
+        yield f"data.evaluation: expected other tasks than data.train's ({hint}), found the same source and split"
+
+
+def _budget_problems(config: RunConfig) -> Iterator[str]:
+    key, template = "budget.prompt_template", config.budget.prompt_template
+    words = "{question} and {budget_tokens}, and no other field"
+    try:
+        names = set(field_names(template))
+        template.format(question="1+1=?", budget_tokens=1)
+    except (ValueError, LookupError) as error:
+        yield f"{key}: expected {words}, found {template!r} ({error})"
+    else:
+        if names != {"question", "budget_tokens"}:
+            yield _expected(key, words, template)
+    if config.reward.length == "soft_barrier" and config.budget.buckets_tokens:
+        ramp_start = (1 - config.reward.half_width_frac) * min(config.budget.buckets_tokens)
+        if ramp_start >= config.rollout.max_completion_tokens:
+            yield (
+                f"budget.buckets_tokens: expected a budget whose ramp starts below rollout.max_completion_tokens "
+                f"{config.rollout.max_completion_tokens}, found the first at {ramp_start:g} tokens: "
+                f"every completion would get the same length reward"
+            )
+
+
+def _sharding_problems(config: RunConfig) -> Iterator[str]:
+    num_ranks = config.learner.num_ranks
+    if num_ranks < 1:
+        return
+    num_rollouts = config.rl.groups_per_step * config.rl.group_size
+    for key, num_rows in (
+        ("rl.groups_per_step x rl.group_size", num_rollouts),
+        ("sft.rows_per_step", config.sft.rows_per_step),
+    ):
+        if num_rows % num_ranks:
+            yield _expected(key, f"a multiple of learner.num_ranks {num_ranks}", num_rows)
+
+
+def _learner_problems(config: RunConfig) -> Iterator[str]:
+    learner = config.learner
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        yield "learner.offload_optimizer: expected false with learner.zero_stage 0 (only ZeRO 1 to 3 can), found True"
+    if learner.offload_optimizer and learner.num_gpus_per_rank == 0:
+        yield "learner.offload_optimizer: expected false with learner.num_gpus_per_rank 0 (all is in host memory), found True"
+
+
+def _colocation_problems(config: RunConfig) -> Iterator[str]:
+    # Ray fills a GPU before it takes the next, so with more of either two ranks or two engines would share one.
+    if config.cluster.colocated:
+        for key in ("rollout.num_actors", "engine.num_gpus", "learner.num_ranks", "learner.num_gpus_per_rank"):
+            if value_at(config, key) != 1:
+                yield _expected(
+                    key, "1 with cluster.colocated (one engine and one rank share one GPU)", value_at(config, key)
+                )

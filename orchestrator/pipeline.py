@@ -1,0 +1,139 @@
+"""The stages in order, each skipped when its output is already there: sft, rl, evaluate, report."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors import adapters
+from actors.rollout import BASE_VERSION
+from actors.tokenizer import load_tokenizer
+from configs.load import ConfigError, as_flat_dict, dump_config, load_config
+from configs.models import resolve_model_path
+from configs.schema import RunConfig
+from orchestrator import checkpoint, run_files
+from orchestrator.cluster import start_cluster
+from orchestrator.evaluate import evaluate
+from orchestrator.prompts import held_out_prompts
+from orchestrator.report import build_report
+from orchestrator.sft import fine_tune
+from orchestrator.sft_data import SftRows
+from orchestrator.stage import Stage
+from orchestrator.tracking import start_tracker
+from orchestrator.train import train
+
+log = logging.getLogger(__name__)
+
+STAGES = ("sft", "rl", "evaluate")
+EVALUATED = ("base", "sft", "rl")
+FREE_SECTIONS = ("cluster", "tracking", "evaluation")
+"""Settings that may change between two calls on one run directory without making its files lie."""
+
+
+def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
+    """Run what is missing of `stages` and build the report; returns the path of `report.html`.
+
+    Raises ConfigError when the run directory holds another configuration.
+    """
+    run_dir = config.run_dir
+    claim_run_dir(config)
+    todo = [name for name in stages if not is_done(config, name)]
+    for name in stages:
+        if name not in todo:
+            log.info("%s: done before, skipped", name)
+    if todo:
+        run_stages(config, todo)
+    return build_report(run_dir)
+
+
+def run_stages(config: RunConfig, names: Sequence[str]) -> None:
+    """Start the cluster once and run the stages on it."""
+    model_path = str(resolve_model_path(config.model.path))
+    with start_tracker(config, "pipeline") as parent, ExitStack() as stack:
+        with timed(config.run_dir, "start"):
+            cluster = stack.enter_context(start_cluster(config, model_path))
+            tokenizer = load_tokenizer(model_path, config.model)
+        for name in names:
+            with start_tracker(config, name, parent_run_id=parent.run_id) as tracker, timed(config.run_dir, name):
+                RUN_STAGE[name](
+                    Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
+                )
+
+
+def run_sft(stage: Stage) -> None:
+    config = stage.config
+    rows = SftRows(config, stage.tokenizer)
+    fine_tune(stage, rows.at)
+
+
+def run_rl(stage: Stage) -> None:
+    train(stage, require_adapter(stage.config, "sft"))
+
+
+def run_evaluation(stage: Stage) -> None:
+    """Every policy on the same held-out prompts, in one go."""
+    config = stage.config
+    prompts = held_out_prompts(config, stage.tokenizer)
+    for version, policy in enumerate(EVALUATED, start=BASE_VERSION):
+        if policy != "base":
+            packed = require_adapter(config, policy)
+            stage.cluster.load_adapter(adapters.make_ref(packed, version), ray.put(packed))
+        records, groups = evaluate(stage.cluster, prompts, config.evaluation, version)
+        run_files.write_evaluation(config.run_dir, policy, records, groups)
+
+
+RUN_STAGE = {"sft": run_sft, "rl": run_rl, "evaluate": run_evaluation}
+
+
+def is_done(config: RunConfig, stage: str) -> bool:
+    if stage == "evaluate":
+        return all((config.run_dir / "evaluation" / f"{policy}.jsonl").is_file() for policy in EVALUATED)
+    section = config.sft if stage == "sft" else config.rl
+    return checkpoint.completed_adapter(config.run_dir / stage, section.num_steps) is not None
+
+
+def require_adapter(config: RunConfig, stage: str) -> bytes:
+    """The final adapter of a stage; FileNotFoundError that says how to make it when it is not there."""
+    num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
+    packed = checkpoint.completed_adapter(config.run_dir / stage, num_steps)
+    if packed is None:
+        command = "sft" if stage == "sft" else "train"
+        raise FileNotFoundError(
+            f"{config.run_dir / stage}: expected the adapter of step {num_steps}, found none; run `terse {command}` first"
+        )
+    return packed
+
+
+def claim_run_dir(config: RunConfig) -> None:
+    """Write `config.yaml`, or check that the one that is there is the same where it matters."""
+    path = config.run_dir / "config.yaml"
+    if path.is_file():
+        there, here = as_flat_dict(load_config(path, [])), as_flat_dict(config)
+        differing = [
+            f"{key}: {path} has {there.get(key)!r}, this run has {value!r}"
+            for key, value in here.items()
+            if there.get(key) != value and key.split(".")[0] not in FREE_SECTIONS
+        ]
+        if differing:
+            hint = "choose another run.name, or remove the directory to start over"
+            raise ConfigError([*differing, f"the run directory belongs to another configuration: {hint}"])
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_config(config))
+
+
+@contextmanager
+def timed(run_dir: Path, part: str) -> Iterator[None]:
+    """Add the seconds spent inside to `timings.json`."""
+    started_s = time.monotonic()
+    try:
+        yield
+    finally:
+        path = run_dir / "timings.json"
+        timings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        timings[part] = timings.get(part, 0.0) + time.monotonic() - started_s
+        path.write_text(json.dumps(timings, indent=2))

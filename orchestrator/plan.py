@@ -1,0 +1,123 @@
+"""What a run would do, without doing it: placement, batch algebra, expected memory, every config problem."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.checks import model_problems
+from configs.load import ConfigError, dump_config
+from configs.models import resolve_model_path
+from configs.schema import RunConfig
+
+GIB = 2**30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The numbers that follow from a configuration."""
+
+    num_parameters: int
+    """Of the base model; 0 when its config.json is not at hand (a hub name)."""
+    num_adapter_parameters: int
+    num_gpus: float
+    num_cpus: float
+    completions_per_step: int
+    max_tokens_per_step: int
+    """When every prompt and completion is as long as it may be."""
+    completions_in_flight: int
+    base_weights_gib: float
+    """In each engine and on each learner rank (ZeRO-3 splits the latter)."""
+    adapter_training_gib: float
+    """Per rank: fp32 adapter weights, gradients and two AdamW moments, before ZeRO splits them."""
+    config_yaml: str
+
+    @property
+    def text(self) -> str:
+        rows = [
+            ("base parameters", f"{self.num_parameters / 1e6:,.1f} M" if self.num_parameters else "unknown (hub name)"),
+            ("adapter parameters", f"{self.num_adapter_parameters / 1e6:,.2f} M"),
+            ("placement", f"{self.num_gpus:g} GPUs, {self.num_cpus:g} CPU cores in Ray's books"),
+            ("completions per step", f"{self.completions_per_step}"),
+            ("tokens per step, at most", f"{self.max_tokens_per_step:,}"),
+            ("completions in flight", f"{self.completions_in_flight}"),
+            ("base weights", f"{self.base_weights_gib:.2f} GiB in each engine and rank, KV cache and activations extra"),
+            ("adapter training", f"{self.adapter_training_gib:.3f} GiB per rank (weights, gradients, AdamW moments)"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return f"{self.config_yaml}\n{table}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Raises ConfigError with every problem that can be known without a cluster."""
+    check_model(config)
+    hf_config = read_hf_config(config)
+    rl, model = config.rl, config.model
+    num_parameters = count_parameters(hf_config) if hf_config else 0
+    num_adapter = count_adapter_parameters(hf_config, config.lora.rank, config.lora.target_modules) if hf_config else 0
+    completions = rl.groups_per_step * rl.group_size
+    return Plan(
+        num_parameters=num_parameters,
+        num_adapter_parameters=num_adapter,
+        num_gpus=config.num_gpus,
+        num_cpus=config.num_cpus,
+        completions_per_step=completions,
+        max_tokens_per_step=completions * model.max_length_tokens,
+        completions_in_flight=completions * (rl.max_staleness + 1),
+        base_weights_gib=num_parameters * DTYPE_BYTES[model.dtype] / GIB,
+        adapter_training_gib=num_adapter * 16 / GIB,
+        config_yaml=dump_config(config),
+    )
+
+
+def check_model(config: RunConfig) -> None:
+    """Raises ConfigError when the settings do not fit the model's own limits, or the model is not there."""
+    try:
+        hf_config = read_hf_config(config)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError([f"model.path: {error}"]) from error
+    if hf_config and (problems := model_problems(config, hf_config)):
+        raise ConfigError(problems)
+
+
+def read_hf_config(config: RunConfig) -> dict[str, Any]:
+    """The model's config.json; empty for a hub name, which only a download would tell."""
+    path = Path(resolve_model_path(config.model.path)) / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _widths(hf_config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(in, out) of each linear layer of a Llama-like block."""
+    hidden, heads = hf_config["hidden_size"], hf_config["num_attention_heads"]
+    head_dim = hf_config.get("head_dim") or hidden // heads
+    kv = hf_config.get("num_key_value_heads", heads) * head_dim
+    inner = hf_config["intermediate_size"]
+    return {
+        "q_proj": (hidden, heads * head_dim),
+        "k_proj": (hidden, kv),
+        "v_proj": (hidden, kv),
+        "o_proj": (heads * head_dim, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }
+
+
+def count_parameters(hf_config: dict[str, Any]) -> int:
+    """Linear layers and embeddings of a Llama-like model (norms and biases are left out)."""
+    block = sum(rows * columns for rows, columns in _widths(hf_config).values())
+    embeddings = hf_config["vocab_size"] * hf_config["hidden_size"]
+    num_embeddings = 1 if hf_config.get("tie_word_embeddings", False) else 2
+    return hf_config["num_hidden_layers"] * block + num_embeddings * embeddings
+
+
+def count_adapter_parameters(hf_config: dict[str, Any], rank: int, target_modules: tuple[str, ...]) -> int:
+    """A `[rank, in]` and a `[out, rank]` matrix for each adapted layer."""
+    widths = _widths(hf_config)
+    per_block = sum(rank * sum(widths[name]) for name in target_modules if name in widths)
+    return hf_config["num_hidden_layers"] * per_block

@@ -1,0 +1,70 @@
+"""Before RL starts: prove that an adapter, once published, changes what every engine generates.
+
+An engine can say that it loaded an adapter and still ignore it. So the first adapter is published together
+with a perturbed probe: the logprobs of a prompt must move under the probe and come back without it.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors import adapters
+from actors.engine import Sampling
+from actors.types import AdapterRef, Completion, Prompt
+from orchestrator.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+PROBE_VERSION = -2
+MIN_CHANGE = 1e-3
+MAX_RETURN_GAP = 0.05
+"""Nats: bf16 engines are not exactly repeatable."""
+GENERATE_TIMEOUT_S = 300.0
+
+
+def prove_adapters_reach(cluster: Cluster, ref: AdapterRef, packed_ref: Any, prompt: Prompt) -> None:
+    """Load `ref`, a probe, and `ref` again into every engine, and compare their logprobs.
+
+    Raises RuntimeError naming the engine that ignores the adapter or does not return to it.
+    """
+    packed = ray.get(packed_ref)
+    probe = adapters.perturbed(packed, seed=0)
+    before = _generate(cluster, ref, packed, prompt)
+    under_probe = _generate(cluster, adapters.make_ref(probe, PROBE_VERSION), probe, prompt)
+    after = _generate(cluster, ref, packed, prompt)
+    for index, (first, moved, back) in enumerate(zip(before, under_probe, after, strict=True)):
+        if logprob_distance(first, moved) < MIN_CHANGE:
+            raise RuntimeError(
+                f"engine {index} ignores the adapter: the same tokens with the same logprobs under a perturbed adapter "
+                f"(expected a change of at least {MIN_CHANGE} nats)"
+            )
+        if (gap := logprob_distance(first, back)) > MAX_RETURN_GAP:
+            raise RuntimeError(
+                f"engine {index} does not return to adapter version {ref.version}: logprobs differ by {gap:.4f} nats "
+                f"after the probe was replaced (expected at most {MAX_RETURN_GAP})"
+            )
+    log.info("adapter sync proved on %d engine(s)", len(before))
+
+
+def logprob_distance(first: Completion, second: Completion) -> float:
+    """Largest |logprob difference| over the tokens before the two greedy completions part, the parting included.
+
+    Infinite when they part at once: then nothing can be compared.
+    """
+    length = min(first.num_tokens, second.num_tokens)
+    same = first.token_ids[:length] == second.token_ids[:length]
+    num_common = length if same.all() else int(np.argmin(same))
+    if num_common == 0:
+        return float("inf")
+    gaps = np.abs(first.behaviour_logprobs[:length] - second.behaviour_logprobs[:length])
+    return float(gaps[: num_common + 1].max())
+
+
+def _generate(cluster: Cluster, ref: AdapterRef, packed: bytes, prompt: Prompt) -> list[Completion]:
+    """Each engine's greedy completion under the adapter."""
+    cluster.load_adapter(ref, packed)
+    sampling = Sampling(temperature=0.0, max_tokens=16)
+    calls = [actor.generate.remote(prompt, 1, sampling, ref.version) for actor in cluster.rollout_actors]
+    return [completion for (completion,) in ray.get(calls, timeout=GENERATE_TIMEOUT_S)]

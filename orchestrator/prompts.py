@@ -1,0 +1,57 @@
+"""The seeded prompts of a run: training prompts by index, held-out prompts as a list."""
+
+import logging
+from typing import Any
+
+from actors.types import Prompt, Task
+from configs.schema import RunConfig
+from orchestrator.tasks import TaskStream, held_out_tasks, make_prompt
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 100
+
+
+class Prompter:
+    """Task and prompt of any index of the training stream; the same for every call."""
+
+    def __init__(self, config: RunConfig, tokenizer: Any):
+        self._config, self._tokenizer = config, tokenizer
+        self._stream = TaskStream(config.data.train, config.budget, config.run.seed)
+        self.num_too_long = 0
+        """Tasks passed over because their prompt has more than `max_prompt_tokens` tokens."""
+
+    def at(self, index: int) -> tuple[Task, Prompt]:
+        """Raises ValueError when a hundred tasks in a row are too long for the model."""
+        for attempt in range(MAX_ATTEMPTS):
+            task, budget_tokens = self._stream.at(index, attempt)
+            prompt = make_prompt(
+                task, budget_tokens, self._config.budget, self._tokenizer, self._config.max_prompt_tokens
+            )
+            if prompt is not None:
+                return task, prompt
+            self.num_too_long += 1
+        raise ValueError(
+            f"expected a prompt of at most {self._config.max_prompt_tokens} tokens (model.max_length_tokens less the "
+            f"longest completion), found {MAX_ATTEMPTS} longer ones in a row; the last is task {task.task_id}"
+        )
+
+
+def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
+    """The evaluation tasks whose prompts fit; says how many do not."""
+    tasks = held_out_tasks(config.data.evaluation, config.budget, config.evaluation.num_tasks, config.run.seed)
+    pairs = [
+        (task, make_prompt(task, budget_tokens, config.budget, tokenizer, config.max_prompt_tokens))
+        for task, budget_tokens in tasks
+    ]
+    fitting = [(task, prompt) for task, prompt in pairs if prompt is not None]
+    if len(fitting) < len(pairs):
+        log.warning(
+            "%d of %d evaluation tasks left out: prompts over %d tokens",
+            len(pairs) - len(fitting),
+            len(pairs),
+            config.max_prompt_tokens,
+        )
+    if not fitting:
+        raise ValueError(f"data.evaluation: expected prompts of at most {config.max_prompt_tokens} tokens, found none")
+    return fitting

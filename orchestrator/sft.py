@@ -1,0 +1,57 @@
+"""The SFT stage: the adapter learns to reason from traces."""
+
+import time
+from typing import Any
+
+from actors.types import StageSpec
+from configs.schema import RunConfig
+from orchestrator import checkpoint
+from orchestrator.batching import shard_rows
+from orchestrator.checkpoint import Checkpoint, StageState
+from orchestrator.interrupt import stop_between_steps
+from orchestrator.progress import Progress
+from orchestrator.rollout_pool import TaskCursor
+from orchestrator.stage import Stage
+from orchestrator.train import is_due
+
+
+def fine_tune(stage: Stage, rows_at: Any) -> None:
+    """SFT to `sft.num_steps`, from the stage's newest checkpoint if there is one.
+
+    `rows_at(index)` is the training row at a position of the seeded row stream.
+    """
+    config, learner = stage.config, stage.cluster.learner
+    saved = checkpoint.load_latest(stage.directory)
+    state = saved.state if saved else StageState()
+    learner.begin_stage(sft_spec(config))
+    if saved:
+        learner.load_state(saved.learner)
+    num_rows = config.sft.rows_per_step
+    with stop_between_steps() as stop, Progress("sft", state.step, config.sft.num_steps) as progress:
+        while state.step < config.sft.num_steps:
+            started_s = time.monotonic()
+            first = state.cursor.next_index
+            rows = [rows_at(index) for index in range(first, first + num_rows)]
+            update = learner.update(shard_rows(rows, config.learner.num_ranks))
+            state = StageState(step=update.policy_version, cursor=TaskCursor(next_index=first + num_rows))
+            step_s = time.monotonic() - started_s
+            stage.record(state.step, update.metrics | {"time/step_s": step_s}, progress)
+            if stop.is_set or is_due(state.step, config.sft.checkpoint_every_steps, config.sft.num_steps):
+                checkpoint.save(
+                    stage.directory,
+                    Checkpoint(state=state, adapter=learner.adapter_bytes(), learner=learner.save_state()),
+                )
+            stop.raise_if_set()
+    stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
+
+
+def sft_spec(config: RunConfig) -> StageSpec:
+    sft = config.sft
+    return StageSpec(
+        kind="sft",
+        num_steps=sft.num_steps,
+        learning_rate=sft.learning_rate,
+        warmup_frac=sft.warmup_frac,
+        weight_decay=sft.weight_decay,
+        dropout=config.lora.dropout,
+    )

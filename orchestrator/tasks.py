@@ -1,0 +1,171 @@
+"""Tasks of a run: a seeded stream for training, a fixed set for evaluation, and the prompts they become.
+
+Every item follows from the seed and its index alone, so the stream's position is an index: saving the index saves
+the stream, and a resumed run gets what an uninterrupted one would have got, without replaying anything.
+"""
+
+import logging
+import random
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from actors.types import Prompt, Task
+from configs.schema import ARITHMETIC, BudgetSection, TaskSource
+from orchestrator import arithmetic
+from orchestrator.datasets import apply_preset, load_rows, read_answer, render, with_system_prompt
+
+log = logging.getLogger(__name__)
+
+MAX_DUPLICATES = 1000
+"""Held-out draws in a row that were there already before the split counts as used up."""
+
+
+class TaskStream:
+    """Tasks with their budgets at index 0, 1, 2, …: epoch after epoch, each in another seeded order.
+
+    Arithmetic without `num_tasks` is endless and makes the task of each index; the same chain may come again.
+    """
+
+    def __init__(self, source: TaskSource, budget: BudgetSection, seed: int):
+        """Reads all rows of a dataset, so that a bad one raises ValueError now and not in the middle of a run."""
+        self._source, self._budget, self._seed = source, budget, seed
+        self._tasks: list[Task] | None = None
+        if source.source != ARITHMETIC:
+            self._tasks = load_tasks(source)
+        elif source.num_tasks:
+            self._tasks = [self._make_arithmetic(f"row/{row}", row) for row in range(source.num_tasks)]
+
+    def at(self, index: int, attempt: int = 0) -> tuple[Task, int]:
+        """Task and budget in tokens. Attempts after 0 are other tasks, for when the prompt of this one is too long."""
+        where = f"{index}/{attempt}"
+        if self._tasks is None:
+            task = self._make_arithmetic(where, index)
+        elif attempt:
+            task = self._tasks[seeded_rng(self._seed, "attempt", where).randrange(len(self._tasks))]
+        else:
+            task = self._tasks[shuffled_position(self._seed, index, len(self._tasks))]
+        return task, draw_budget(seeded_rng(self._seed, "budget", where), self._budget, task.difficulty)
+
+    def _make_arithmetic(self, where: str, number: int) -> Task:
+        rng = seeded_rng(self._seed, "arithmetic", where)
+        chain = arithmetic.draw_split_chain(rng, rng.choice(self._source.difficulties) + 1, self._source.held_out)
+        return arithmetic_task(chain, number, self._source.system_prompt)
+
+
+def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, seed: int) -> list[tuple[Task, int]]:
+    """Distinct tasks with their budgets, the same for every call with the same seed.
+
+    Of a dataset `num_tasks` rows in a seeded order, or all rows when there are fewer; of arithmetic equally many of
+    each difficulty. Raises ValueError when arithmetic has not that many different chains.
+    """
+    if source.source == ARITHMETIC:
+        tasks = _distinct_arithmetic(source, num_tasks, seed)
+    else:
+        rows = load_tasks(source)
+        if len(rows) < num_tasks:
+            log.info("%s has %d tasks for evaluation, %d were asked for", source.source, len(rows), num_tasks)
+        tasks = [rows[shuffled_position(seed, index, len(rows))] for index in range(min(num_tasks, len(rows)))]
+    return [
+        (task, draw_budget(seeded_rng(seed, "held_out_budget", index), budget, task.difficulty))
+        for index, task in enumerate(tasks)
+    ]
+
+
+def load_tasks(source: TaskSource) -> list[Task]:
+    """Every row of a dataset as a task. Raises ValueError naming file, row and field of a row that is none."""
+    source = apply_preset(source)
+    rows = load_rows(source)
+    tasks = []
+    for index, row in enumerate(rows):
+        where = rows.where(index)
+        question = {"role": "user", "content": render(source.question_template, row, where)}
+        tasks.append(
+            Task(
+                task_id=f"{rows.name}/{index + 1}",
+                messages=tuple(with_system_prompt([question], source.system_prompt)),
+                reference_answer=read_answer(row, source, where),
+                source=source.source,
+            )
+        )
+    return tasks
+
+
+def arithmetic_task(chain: arithmetic.Chain, number: int, system_prompt: str = "") -> Task:
+    return Task(
+        task_id=f"{ARITHMETIC}/{number}",
+        messages=tuple(with_system_prompt([{"role": "user", "content": chain.question}], system_prompt)),
+        reference_answer=str(chain.answer),
+        source=ARITHMETIC,
+        difficulty=chain.difficulty,
+    )
+
+
+def draw_budget(rng: random.Random, budget: BudgetSection, difficulty: int) -> int:
+    """One of the buckets, equally likely, and the allowance for the task's difficulty."""
+    return rng.choice(budget.buckets_tokens) + budget.per_difficulty_tokens * difficulty
+
+
+def make_prompt(
+    task: Task, budget_tokens: int, budget: BudgetSection, tokenizer: Any, max_prompt_tokens: int
+) -> Prompt | None:
+    """The task's chat with the budget named in its last user turn, as tokens; None when they are too many.
+
+    The caller counts what it drops.
+    """
+    messages = with_budget(task.messages, budget_tokens, budget)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    if len(token_ids) > max_prompt_tokens:
+        return None
+    return Prompt(task_id=task.task_id, token_ids=token_ids, budget_tokens=budget_tokens, start=0)
+
+
+def with_budget(
+    messages: tuple[dict[str, str], ...] | list[dict[str, str]], budget_tokens: int, budget: BudgetSection
+) -> list[dict[str, str]]:
+    """The messages with `prompt_template` around the last user turn.
+
+    Raises ValueError when there is no user turn.
+    """
+    for index in reversed(range(len(messages))):
+        if messages[index]["role"] == "user":
+            named = budget.prompt_template.format(question=messages[index]["content"], budget_tokens=budget_tokens)
+            return [*messages[:index], {"role": "user", "content": named}, *messages[index + 1 :]]
+    raise ValueError(f"expected a user turn to name the budget in, found roles {[m['role'] for m in messages]}")
+
+
+def shuffled_position(seed: int, index: int, num_rows: int) -> int:
+    """Row at an index of the stream: each epoch is a permutation of all rows, another one every time."""
+    epoch, place = divmod(index, num_rows)
+    return _epoch_order(seed, epoch, num_rows)[place]
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, num_rows: int) -> tuple[int, ...]:
+    order = list(range(num_rows))
+    seeded_rng(seed, "epoch", epoch).shuffle(order)
+    return tuple(order)
+
+
+def _distinct_arithmetic(source: TaskSource, num_tasks: int, seed: int) -> list[Task]:
+    rng = seeded_rng(seed, "held_out", 0)
+    chains: dict[str, arithmetic.Chain] = {}
+    num_duplicates = 0
+    while len(chains) < num_tasks:
+        difficulty = source.difficulties[len(chains) % len(source.difficulties)]
+        chain = arithmetic.draw_split_chain(rng, difficulty + 1, source.held_out)
+        num_duplicates = num_duplicates + 1 if chain.expression in chains else 0
+        if num_duplicates > MAX_DUPLICATES:
+            raise ValueError(
+                f"expected {num_tasks} different tasks of difficulties {list(source.difficulties)}, found {len(chains)} "
+                f"when those of difficulty {difficulty} ran out"
+            )
+        chains[chain.expression] = chain
+    return [arithmetic_task(chain, number, source.system_prompt) for number, chain in enumerate(chains.values())]
+
+
+def seeded_rng(seed: int, purpose: str, where: object) -> random.Random:
+    """An independent generator; text seeds are hashed with SHA-512, the same on every machine."""
+    return random.Random(f"{seed}/{purpose}/{where}")

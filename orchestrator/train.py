@@ -1,0 +1,157 @@
+"""Budget-forced RL: the loop of the whole system.
+
+Generate with adapter v, score, estimate advantages, update to v + 1, publish it to every engine. On-policy and
+asynchronous training are this one path; `rl.max_staleness` says how far generation may lag.
+"""
+
+import time
+from collections.abc import Sequence
+
+from actors.engine import Sampling
+from actors.types import StageSpec
+from actors.types import RolloutGroup, TrainBatch, UpdateResult
+from configs.schema import RunConfig
+from orchestrator import checkpoint
+from orchestrator.batching import build_batch
+from orchestrator.checkpoint import Checkpoint, StageState
+from orchestrator.interrupt import stop_between_steps
+from orchestrator.metrics import group_metrics
+from orchestrator.probe import prove_adapters_reach
+from orchestrator.progress import Progress
+from orchestrator.prompts import Prompter
+from orchestrator.rollout_pool import RolloutPool
+from orchestrator.run_files import write_samples
+from orchestrator.stage import Stage
+
+
+def train(stage: Stage, start_adapter: bytes) -> None:
+    """RL from `start_adapter`, or from the stage's newest checkpoint, to `rl.num_steps`."""
+    config, learner = stage.config, stage.cluster.learner
+    state = begin(stage, start_adapter)
+    prompter = Prompter(config, stage.tokenizer)
+    pool = make_pool(stage, prompter, state)
+    prove_adapters_reach(stage.cluster, *learner.publish(), prompt=prompter.at(0)[1])
+    pool.use_adapter(*learner.publish())
+    with stop_between_steps() as stop, Progress("rl", state.step, config.rl.num_steps) as progress:
+        while state.step < config.rl.num_steps:
+            clock = StepClock()
+            groups = pool.take(config.rl.groups_per_step)
+            clock.mark("rollout")
+            batch = make_batch(groups, config, state.step)
+            update = learner.update(batch)
+            check_update(update, batch, config, state.step)
+            clock.mark("update")
+            pool.use_adapter(*learner.publish())
+            clock.mark("publish")
+            state = StageState(step=update.policy_version, cursor=pool.cursor)
+            metrics = group_metrics(groups, pool.pop_dropped(), policy_version=state.step - 1)
+            stage.record(state.step, metrics | update.metrics | clock.metrics(groups), progress)
+            if stop.is_set or is_due(state.step, config.rl.checkpoint_every_steps, config.rl.num_steps):
+                write_samples(config.run_dir, state.step, groups)
+                save(stage, state)
+            stop.raise_if_set()
+    stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
+
+
+def begin(stage: Stage, start_adapter: bytes) -> StageState:
+    """Put the learner at the start of RL, or where the newest checkpoint left it."""
+    config = stage.config
+    saved = checkpoint.load_latest(stage.directory)
+    state = saved.state if saved else StageState()
+    stage.cluster.learner.begin_stage(rl_spec(config, start_adapter, state.step))
+    if saved:
+        stage.cluster.learner.load_state(saved.learner)
+    return state
+
+
+def rl_spec(config: RunConfig, start_adapter: bytes, policy_version: int) -> StageSpec:
+    """The learner's part of the settings; RL trains without dropout, at the rollout's temperature."""
+    rl = config.rl
+    return StageSpec(
+        kind="rl",
+        num_steps=rl.num_steps,
+        learning_rate=rl.learning_rate,
+        warmup_frac=rl.warmup_frac,
+        weight_decay=rl.weight_decay,
+        temperature=config.rollout.temperature,
+        dropout=0.0,
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        importance_cap=rl.importance_cap,
+        kl_beta=rl.kl_beta,
+        kl_estimator=rl.kl_estimator,
+        kl_reference=rl.kl_reference,
+        start_adapter=start_adapter,
+        policy_version=policy_version,
+    )
+
+
+def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPool:
+    rollout = stage.config.rollout
+    return RolloutPool(
+        dispatcher=stage.cluster.make_dispatcher(),
+        load_adapter=stage.cluster.load_adapter,
+        prompt_at=prompter.at,
+        cursor=state.cursor,
+        sampling=Sampling(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            min_p=rollout.min_p,
+            max_tokens=rollout.max_completion_tokens,
+        ),
+        config=stage.config.rl,
+    )
+
+
+def make_batch(groups: Sequence[RolloutGroup], config: RunConfig, policy_version: int) -> TrainBatch:
+    return build_batch(
+        groups,
+        num_ranks=config.learner.num_ranks,
+        policy_version=policy_version,
+        max_staleness=config.rl.max_staleness,
+    )
+
+
+def check_update(update: UpdateResult, batch: TrainBatch, config: RunConfig, version_before: int) -> None:
+    """The learner took exactly one step, and agreed with the engines about the rollouts' logprobs."""
+    if update.policy_version != version_before + 1:
+        raise RuntimeError(f"expected policy version {version_before + 1} after the update, got {update.policy_version}")
+    gap, limit = update.metrics["rollout/logprob_gap_mean"], config.rollout.max_logprob_gap
+    if gap > limit and config.rl.max_staleness == 0:
+        raise RuntimeError(
+            f"step {update.policy_version}: engine and learner disagree about {batch.num_loss_tokens} sampled tokens: "
+            f"mean |logprob gap| {gap:.4f} nats, expected at most {limit} (rollout.max_logprob_gap)"
+        )
+
+
+def save(stage: Stage, state: StageState) -> None:
+    """Checkpoint the learner as it is now, with the task stream's position."""
+    learner = stage.cluster.learner
+    checkpoint.save(
+        stage.directory, Checkpoint(state=state, adapter=learner.adapter_bytes(), learner=learner.save_state())
+    )
+
+
+def is_due(step: int, every_steps: int, num_steps: int) -> bool:
+    """Every so many steps and at the end; 0 is only at the end."""
+    return step == num_steps or (every_steps > 0 and step % every_steps == 0)
+
+
+class StepClock:
+    """Where a step's time went: `time/rollout_s`, `time/update_s`, `time/publish_s`, `time/step_s`."""
+
+    def __init__(self) -> None:
+        self._start_s = self._last_s = time.monotonic()
+        self._parts: dict[str, float] = {}
+
+    def mark(self, part: str) -> None:
+        """Everything since the last mark was `part`."""
+        now = time.monotonic()
+        self._parts[f"time/{part}_s"] = now - self._last_s
+        self._last_s = now
+
+    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+        step_s = self._last_s - self._start_s
+        num_tokens = sum(rollout.completion.num_tokens for group in groups for rollout in group.rollouts)
+        return {**self._parts, "time/step_s": step_s, "rollout/tokens_per_s": num_tokens / max(step_s, 1e-9)}

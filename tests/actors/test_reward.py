@@ -1,0 +1,241 @@
+"""The reward actor over real scoring processes, with real and injected hangs, crashes and floods."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.reward import RewardActor
+from actors.scoring_process import OWNER_GONE_GRACE_S, Scorer
+from actors.types import Completion, Prompt, Task
+from configs.schema import RewardSection
+from rewards.base import Outcome
+
+HOSTILE = "hostile_verifiers:verify_unless_told_otherwise"
+HANGS_MATH_VERIFY = "<think>big</think>\\boxed{9^{9^{9^9}}}"
+DEADLINE_S = 1.0
+
+TASK = Task(task_id="t/1", messages=({"role": "user", "content": "37+58-12=?"},), reference_answer="83", source="test")
+PROMPT = Prompt(task_id="t/1", token_ids=np.arange(3, dtype=np.int32), budget_tokens=100, start=2)
+
+
+def make_completion(text: str, num_tokens: int = 10) -> Completion:
+    return Completion(
+        token_ids=np.zeros(num_tokens, dtype=np.int32),
+        behaviour_logprobs=np.zeros(num_tokens, dtype=np.float32),
+        forced=np.zeros(num_tokens, dtype=bool),
+        text=text,
+        finish_reason="stop",
+        policy_version=0,
+        adapter_sha256="",
+    )
+
+
+@pytest.fixture
+def hostile_scorer(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    scorer = Scorer(DEADLINE_S, HOSTILE)
+    yield scorer
+    scorer.close()
+
+
+@pytest.fixture(scope="module")
+def actor():
+    actor = RewardActor(RewardSection(deadline_s=DEADLINE_S))
+    yield actor
+    actor.close()
+
+
+def outcomes(scorer: Scorer, texts: list[str]) -> list[Outcome]:
+    return [verdict.outcome for verdict in scorer.verify(texts, "83")]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_group_is_scored_in_its_order_with_its_components(actor):
+    texts_and_lengths = [
+        ("<think>95-12</think>83", 80),
+        ("84", 80),
+        ("<think>83", 80),
+        ("\\boxed{83}", 200),
+        ("83", 50),
+    ]
+    completions = [make_completion(text, length) for text, length in texts_and_lengths]
+    rollouts = actor.score_group(TASK, PROMPT, completions)
+    assert [rollout.completion for rollout in rollouts] == completions
+    assert [rollout.prompt for rollout in rollouts] == [PROMPT] * 5
+    rewards = [rollout.reward for rollout in rollouts]
+    assert [reward.outcome.value for reward in rewards] == ["correct", "wrong", "unparsable", "correct", "correct"]
+    assert [reward.value for reward in rewards] == pytest.approx([0.7, 0, 0, 0, 1])
+    assert [reward.answer for reward in rewards] == ["83", "84", "", "83", "83"]
+    assert rewards[0].breakdown == {"accuracy": 1.0, "length": pytest.approx(0.7)}
+    assert rewards[3].breakdown == {"accuracy": 1.0, "length": 0.0}
+
+
+def test_an_empty_group_has_no_rollouts(actor):
+    assert actor.score_group(TASK, PROMPT, []) == ()
+
+
+def test_text_of_any_kind_and_size_passes_through(actor):
+    texts = [
+        "",
+        "\x00\n\r",
+        "\ud800 83",
+        "½ \u2028 83",
+        "x" * 2_000_000 + " \\boxed{83}",
+        "\\boxed{" + "8" * 300_000 + "}",
+    ]
+    rewards = [rollout.reward for rollout in actor.score_group(TASK, PROMPT, [make_completion(text) for text in texts])]
+    assert [reward.outcome.value for reward in rewards] == [
+        "unparsable",
+        "unparsable",
+        "correct",
+        "correct",
+        "correct",
+        "wrong",
+    ]
+
+
+def test_a_completion_that_really_hangs_math_verify_times_out_and_the_rest_is_scored(actor):
+    texts = ["83", HANGS_MATH_VERIFY, "\\boxed{\\frac{166}{2}}", "84"]
+    started = time.monotonic()
+    rollouts = actor.score_group(TASK, PROMPT, [make_completion(text) for text in texts])
+    elapsed_s = time.monotonic() - started
+    assert [rollout.reward.outcome.value for rollout in rollouts] == ["correct", "timeout", "correct", "wrong"]
+    assert rollouts[1].reward.value == 0
+    assert rollouts[1].reward.breakdown["accuracy"] == 0
+    assert DEADLINE_S <= elapsed_s < DEADLINE_S + 3
+
+
+def test_the_actor_still_answers_after_a_kill(actor):
+    pid = actor.ping()
+    actor.score_group(TASK, PROMPT, [make_completion(HANGS_MATH_VERIFY)])
+    assert actor.ping() != pid
+    assert not is_running(pid)
+
+
+def test_a_reference_answer_that_cannot_be_parsed_names_task_and_answer_and_spoils_nothing(actor):
+    task = Task(task_id="t/1", messages=(), reference_answer="}{", source="test")
+    with pytest.raises(ValueError, match=r"task t/1: reference answer '}\{'"):
+        actor.score_group(task, PROMPT, [make_completion("\\boxed{x}")] * 4)
+    assert [r.reward.outcome for r in actor.score_group(TASK, PROMPT, [make_completion("83")])] == [Outcome.CORRECT]
+
+
+def test_a_prompt_of_another_task_is_refused(actor):
+    other = Prompt(task_id="t/2", token_ids=PROMPT.token_ids, budget_tokens=None, start=2)
+    with pytest.raises(ValueError, match="expected a prompt of task t/1, got one of t/2"):
+        actor.score_group(TASK, other, [])
+
+
+def test_hostile_completions_cost_only_themselves_among_a_thousand_healthy_ones(hostile_scorer):
+    hostile = {
+        3: ("HANG", Outcome.TIMEOUT),
+        4: ("HANG IN C", Outcome.TIMEOUT),
+        200: ("SLEEP", Outcome.TIMEOUT),
+        201: ("EXIT", Outcome.CRASHED),
+        202: ("KILL", Outcome.CRASHED),
+        500: ("MEMORY", Outcome.CRASHED),
+        501: ("RAISE", Outcome.CRASHED),
+        1006: (HANGS_MATH_VERIFY, Outcome.TIMEOUT),
+    }
+    texts = [hostile[i][0] if i in hostile else str(83 + i % 2) for i in range(1008)]
+    expected = [
+        hostile[i][1] if i in hostile else (Outcome.WRONG if i % 2 else Outcome.CORRECT) for i in range(len(texts))
+    ]
+    assert outcomes(hostile_scorer, texts) == expected
+
+
+def test_a_group_that_only_crashes_is_all_crashed(hostile_scorer):
+    assert outcomes(hostile_scorer, ["KILL"] * 4) == [Outcome.CRASHED] * 4
+    assert outcomes(hostile_scorer, ["83"]) == [Outcome.CORRECT]
+
+
+def test_a_process_that_died_while_idle_is_replaced_and_nobody_is_blamed(hostile_scorer):
+    pid = hostile_scorer.ensure_ready()
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert outcomes(hostile_scorer, ["83"]) == [Outcome.CORRECT]
+
+
+def test_an_interrupted_call_leaves_no_verdicts_for_the_next_one(hostile_scorer):
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            hostile_scorer.verify(["SLEEP", "83", "83"], "83")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert outcomes(hostile_scorer, ["84", "83"]) == [Outcome.WRONG, Outcome.CORRECT]
+
+
+def test_a_kill_costs_no_start_up_time_once_the_spare_is_ready(hostile_scorer):
+    outcomes(hostile_scorer, ["SLEEP"])  # the new spare gets ready meanwhile
+    outcomes(hostile_scorer, ["SLEEP"])
+    started = time.monotonic()
+    assert outcomes(hostile_scorer, ["SLEEP", "83"]) == [Outcome.TIMEOUT, Outcome.CORRECT]
+    assert time.monotonic() - started < DEADLINE_S + 0.3
+
+
+@pytest.mark.parametrize("verifier", ["no_such_module:verify", "rewards.math_answer:no_such_function", "no_colon"])
+def test_a_process_that_does_not_start_says_why(verifier):
+    with pytest.raises(RuntimeError, match=r"did not start(.|\n)*Error.*no_"):
+        RewardActor(RewardSection(), verifier=verifier)
+
+
+def test_a_deadline_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="deadline_s: expected more than 0, got 0"):
+        Scorer(0)
+
+
+def test_closing_ends_both_processes():
+    scorer = Scorer(DEADLINE_S)
+    pids = [scorer._at_work.pid, scorer._spare.pid]
+    scorer.close()
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_no_process_outlives_an_owner_that_is_killed_while_a_completion_hangs():
+    script = (
+        "from actors.scoring_process import Scorer\n"
+        f"scorer = Scorer({DEADLINE_S}, {HOSTILE!r})\n"
+        "scorer._spare.wait_ready()\n"
+        "scorer._at_work.send({'texts': ['HANG IN C'], 'reference_answer': '83'}, 1.0)\n"
+        "print(scorer._at_work.pid, scorer._spare.pid, flush=True)\n"
+        "scorer._at_work.receive(3600.0)\n"
+    )
+    search_path = os.pathsep.join([str(Path(__file__).parent), *(path or os.getcwd() for path in sys.path)])
+    command = [sys.executable, "-c", script]
+    environment = os.environ | {"PYTHONPATH": search_path}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pids = [int(pid) for pid in owner.stdout.readline().split()]
+        assert [is_running(pid) for pid in pids] == [True, True]
+        owner.kill()
+    deadline = time.monotonic() + DEADLINE_S + OWNER_GONE_GRACE_S + 3
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_the_owner_never_imports_math_verify_and_the_process_no_heavy_library():
+    script = "import sys, {}; print([m for m in ('math_verify', 'torch', 'ray', 'vllm', 'numpy') if m in sys.modules])"
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    for module, expected in [("actors.scoring_process", "[]"), ("rewards.math_answer", "['math_verify']")]:
+        command = [sys.executable, "-c", script.format(module)]
+        result = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.strip() == expected

@@ -1,0 +1,182 @@
+"""Tokens/s through the rollout pool over tokens/s of plain `vllm.LLM.generate`.
+
+    python -m tests.benchmarks.rollouts [--quick]
+
+Same model, adapter, prompts, sampling and engine settings, in one run, each side in processes of its own. Both
+sides stop every completion at the same number of tokens (a fixed length, no end token), so the work is equal.
+The pool's side includes what training needs and `LLM.generate` does not do: Ray, logprobs, stamps, text
+decoding, scoring. `stock LoRA` is the same `LLM.generate` without the CPU LoRA plugin.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+from configs.load import load_config
+from configs.schema import RunConfig
+
+PLAIN = """
+import sys, time
+from tests.benchmarks.rollouts import plain_side
+plain_side(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+"""
+
+
+def settings() -> RunConfig:
+    config = load_config("quickstart", [])
+    # A completion never ends by itself: the engines are given a stop token that is never sampled.
+    return replace(config, reward=replace(config.reward, length="none"))
+
+
+def make_adapter(config: RunConfig, model_path: str) -> bytes:
+    """A fresh adapter with small random B matrices, as the learner publishes it."""
+    import torch
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    from actors import adapters
+
+    torch.manual_seed(0)
+    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=list(config.lora.target_modules))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32), lora)
+    tensors = {
+        name: torch.randn_like(tensor) * 0.01 if "lora_B" in name else tensor
+        for name, tensor in get_peft_model_state_dict(model).items()
+    }
+    peft_config = {
+        "peft_type": "LORA",
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "target_modules": sorted(config.lora.target_modules),
+        "task_type": "CAUSAL_LM",
+    }
+    return adapters.pack(tensors, peft_config)
+
+
+def prompt_ids(config: RunConfig, tokenizer, num_prompts: int) -> list:
+    from orchestrator.prompts import Prompter
+
+    prompter = Prompter(config, tokenizer)
+    return [prompter.at(index)[1] for index in range(num_prompts)]
+
+
+def plain_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, directory: str) -> None:
+    """In a process of its own: prints tokens/s."""
+    from pathlib import Path
+
+    from actors import adapters
+    from actors.engine import _set_environment
+    from actors.tokenizer import load_tokenizer
+    from configs.models import resolve_model_path
+
+    config = settings()
+    _set_environment(config.engine)
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    path = str(resolve_model_path(config.model.path))
+    if not Path(directory).exists():
+        adapters.write_directory(make_adapter(config, path), Path(directory))
+    llm = LLM(
+        model=path,
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_length_tokens,
+        max_num_seqs=config.engine.max_num_seqs,
+        enable_lora=True,
+        max_lora_rank=config.engine.max_lora_rank,
+        max_loras=2,
+        enforce_eager=True,
+    )
+    prompts = prompt_ids(config, load_tokenizer(path, config.model), num_prompts)
+    inputs = [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in prompts]
+    params = SamplingParams(n=group_size, temperature=0.7, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
+    lora = LoRARequest("adapter", 1, directory)
+    llm.generate(inputs[:2], params, lora_request=lora, use_tqdm=False)
+    started = time.monotonic()
+    for _ in range(rounds):
+        llm.generate(inputs, params, lora_request=lora, use_tqdm=False)
+    print("RATE", rounds * num_prompts * group_size * num_tokens / (time.monotonic() - started))
+
+
+def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int) -> float:
+    """Tokens/s of the dispatcher with one engine and one reward actor."""
+    import ray
+
+    from actors import adapters
+    from actors.engine import Sampling
+    from actors.tokenizer import load_tokenizer
+    from configs.models import resolve_model_path
+    from orchestrator.cluster import start_cluster
+    from orchestrator.dispatcher import GroupRequest
+    from orchestrator.prompts import Prompter
+
+    config = settings()
+    path = str(resolve_model_path(config.model.path))
+    with start_cluster(config, path) as cluster:
+        packed = make_adapter(config, path)
+        cluster.load_adapter(adapters.make_ref(packed, 0), ray.put(packed))
+        prompter = Prompter(config, load_tokenizer(path, config.model))
+        sampling = Sampling(temperature=0.7, max_tokens=num_tokens, ignore_end=True)
+        dispatcher = cluster.make_dispatcher()
+
+        def one_round(count: int) -> None:
+            for index in range(count):
+                task, prompt = prompter.at(index)
+                dispatcher.submit(
+                    GroupRequest(
+                        group_id=index, task=task, prompt=prompt, group_size=group_size, sampling=sampling, policy_version=0
+                    )
+                )
+            while dispatcher.num_in_flight:
+                dispatcher.wait()
+
+        one_round(2)
+        started = time.monotonic()
+        for _ in range(rounds):
+            one_round(num_prompts)
+        return rounds * num_prompts * group_size * num_tokens / (time.monotonic() - started)
+
+
+def run_plain(arguments: argparse.Namespace, num_tokens: int, directory: str, plugins: str | None) -> float:
+    environment = dict(os.environ)
+    if plugins is not None:
+        environment["VLLM_PLUGINS"] = plugins
+    numbers = [arguments.prompts, arguments.group_size, num_tokens, arguments.rounds if plugins is None else 1]
+    command = [sys.executable, "-c", PLAIN, *map(str, numbers), directory]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    rates = [float(line.split()[1]) for line in output.stdout.splitlines() if line.startswith("RATE")]
+    if not rates:
+        raise RuntimeError(output.stderr[-2000:])
+    return rates[0]
+
+
+def main() -> None:
+    import tempfile
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-stock", action="store_true", help="leave out the slow stock CPU LoRA")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds = 1
+    with tempfile.TemporaryDirectory() as root:
+        directory = f"{root}/adapter"
+        plain = run_plain(arguments, arguments.tokens, directory, None)
+        pool = pool_side(arguments.prompts, arguments.group_size, arguments.tokens, arguments.rounds)
+        print(f"{arguments.prompts} prompts x {arguments.group_size} completions x {arguments.tokens} tokens")
+        print(f"LLM.generate            {plain:8.0f} tok/s")
+        print(f"rollout pool            {pool:8.0f} tok/s   ratio {pool / plain:.2f}")
+        if not arguments.no_stock:
+            stock = run_plain(arguments, arguments.tokens, directory, "none")
+            print(f"LLM.generate, stock LoRA{stock:8.0f} tok/s   ratio {plain / stock:.1f} with the plugin")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Hand-written stand-ins, for failures and for driver logic that needs no engine."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.types import AdapterRef, Completion, Prompt, Rollout, RolloutGroup, Task
+from orchestrator.dispatcher import GroupRequest
+from rewards.base import Outcome, RewardResult
+
+
+def make_task(index: int = 0) -> Task:
+    return Task(
+        task_id=f"fake/{index}",
+        messages=({"role": "user", "content": "1+1=?"},),
+        reference_answer="2",
+        source="fake",
+        difficulty=1,
+    )
+
+
+def make_prompt(index: int = 0, num_tokens: int = 3) -> Prompt:
+    token_ids = np.arange(1, num_tokens + 1, dtype=np.int32)
+    return Prompt(task_id=f"fake/{index}", token_ids=token_ids, budget_tokens=None, start=0)
+
+
+def make_completion(num_tokens: int = 4, version: int = 0, sha256: str = "a" * 64, text: str = "2") -> Completion:
+    return Completion(
+        token_ids=np.arange(10, 10 + num_tokens, dtype=np.int32),
+        behaviour_logprobs=np.full(num_tokens, -0.5, dtype=np.float32),
+        forced=np.zeros(num_tokens, dtype=bool),
+        text=text,
+        finish_reason="stop",
+        policy_version=version,
+        adapter_sha256=sha256,
+    )
+
+
+def make_group(
+    rewards: Sequence[float], group_id: int = 0, version: int = 0, sha256: str = "a" * 64, num_tokens: int = 4
+) -> RolloutGroup:
+    rollouts = tuple(
+        Rollout(
+            prompt=make_prompt(group_id),
+            completion=make_completion(num_tokens=num_tokens, version=version, sha256=sha256),
+            reward=RewardResult(
+                value=value,
+                outcome=Outcome.CORRECT if value > 0 else Outcome.WRONG,
+                answer="2",
+                breakdown={"accuracy": float(value > 0), "length": value},
+            ),
+        )
+        for value in rewards
+    )
+    return RolloutGroup(group_id=group_id, task_id=f"fake/{group_id}", rollouts=rollouts)
+
+
+class FakeDispatcher:
+    """Answers each request with a group whose rewards `rewards_of(group_id)` gives; in the order `finish` says.
+
+    By default the oldest request finishes first, one per `wait`.
+    """
+
+    def __init__(self, rewards_of=lambda group_id: (0.0, 1.0), finish=min, sha256="a" * 64):
+        self.requests: list[GroupRequest] = []
+        self.submitted: list[tuple[int, int]] = []
+        self._rewards_of, self._finish, self._sha256 = rewards_of, finish, sha256
+
+    def submit(self, request: GroupRequest) -> None:
+        self.requests.append(request)
+        self.submitted.append((request.group_id, request.policy_version))
+
+    def wait(self) -> list[tuple[GroupRequest, RolloutGroup]]:
+        group_id = self._finish(request.group_id for request in self.requests)
+        request = next(r for r in self.requests if r.group_id == group_id)
+        self.requests.remove(request)
+        rewards = self._rewards_of(group_id)
+        return [(request, make_group(rewards, group_id, request.policy_version, self._sha256))]
+
+
+def make_ref(version: int) -> AdapterRef:
+    return AdapterRef(version=version, sha256="a" * 64, size_bytes=1)

@@ -1,0 +1,140 @@
+"""The real vLLM engine on the embedded model."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from actors import adapters
+from actors.engine import Sampling
+from actors.rollout import BASE_VERSION, RolloutActor
+from actors.types import Prompt
+from configs.schema import EngineSection, LoraSection, ModelSection
+
+pytestmark = pytest.mark.integration
+
+LORA = LoraSection(rank=8, alpha=16)
+TEMPERATURE = 0.7
+
+
+def make_random_adapter(model_dir, seed):
+    """An adapter with B matrices large enough to matter, and the PEFT model that holds it."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.target_modules))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), lora).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    config = {"peft_type": "LORA", "r": LORA.rank, "lora_alpha": LORA.alpha, "task_type": "CAUSAL_LM"}
+    config["target_modules"] = sorted(LORA.target_modules)
+    return adapters.pack(get_peft_model_state_dict(model), config), model
+
+
+def reference_logprobs(model, prompt, completion):
+    token_ids = torch.tensor(np.concatenate([prompt.token_ids, completion.token_ids]))[None].long()
+    with torch.no_grad():
+        logits = model(token_ids).logits[0].float() / TEMPERATURE
+    logprobs = torch.log_softmax(logits, -1)
+    first = len(prompt.token_ids)
+    return [logprobs[position - 1, token_ids[0, position]].item() for position in range(first, token_ids.shape[1])]
+
+
+@pytest.fixture(scope="module")
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def actor(loop, tiny_model_dir):
+    async def start():
+        actor = RolloutActor(
+            model_path=str(tiny_model_dir),
+            model=ModelSection(dtype="float32", max_length_tokens=256),
+            engine=EngineSection(num_gpus=0, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=1),
+            num_adapters=2,
+            seed=0,
+        )
+        await actor.start()
+        return actor
+
+    actor = loop.run_until_complete(start())
+    yield actor
+    loop.run_until_complete(actor.shutdown())
+
+
+@pytest.fixture(scope="module")
+def prompt(actor):
+    messages = [{"role": "user", "content": "37+58-12=?\nBudget: 70"}]
+    ids = actor._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return Prompt(task_id="t", token_ids=np.array(ids, dtype=np.int32), budget_tokens=70, start=0)
+
+
+SAMPLING = Sampling(temperature=TEMPERATURE, max_tokens=24)
+
+
+def test_logprobs_equal_peft_at_the_sampling_temperature(loop, actor, prompt, tiny_model_dir):
+    packed, model = make_random_adapter(tiny_model_dir, seed=1)
+    ref = loop.run_until_complete(actor.load_adapter(packed, 1))
+    assert ref == adapters.make_ref(packed, 1)
+    completions = loop.run_until_complete(actor.generate(prompt, 4, SAMPLING, 1))
+    for completion in completions:
+        assert (completion.policy_version, completion.adapter_sha256) == (1, ref.sha256)
+        assert completion.num_tokens == len(completion.behaviour_logprobs) <= 24
+        np.testing.assert_allclose(
+            completion.behaviour_logprobs, reference_logprobs(model, prompt, completion), atol=2e-4
+        )
+
+
+def test_base_and_two_adapters_in_one_batch_each_get_their_own_weights(loop, actor, prompt, tiny_model_dir):
+    first, first_model = make_random_adapter(tiny_model_dir, seed=2)
+    second, second_model = make_random_adapter(tiny_model_dir, seed=3)
+
+    async def together():
+        await actor.load_adapter(first, 2)
+        await actor.load_adapter(second, 3)
+        versions = (2, 3, BASE_VERSION, 2, BASE_VERSION, 3)
+        done = await asyncio.gather(*[actor.generate(prompt, 2, SAMPLING, version) for version in versions])
+        return list(zip(versions, done, strict=True))
+
+    for version, completions in loop.run_until_complete(together()):
+        for completion in completions:
+            assert completion.policy_version == version
+            if version == BASE_VERSION:
+                with first_model.disable_adapter():
+                    expected = reference_logprobs(first_model, prompt, completion)
+            else:
+                expected = reference_logprobs(first_model if version == 2 else second_model, prompt, completion)
+            np.testing.assert_allclose(completion.behaviour_logprobs, expected, atol=2e-4)
+
+
+def test_an_old_version_is_dropped_and_then_refused(loop, actor, prompt, tiny_model_dir):
+    for version in (10, 11, 12):
+        packed, _ = make_random_adapter(tiny_model_dir, seed=version)
+        loop.run_until_complete(actor.load_adapter(packed, version))
+    with pytest.raises(RuntimeError, match=r"adapter version 10 is not loaded; loaded: \[11, 12\]"):
+        loop.run_until_complete(actor.generate(prompt, 1, SAMPLING, 10))
+
+
+def test_a_version_stays_while_a_request_runs_on_it(loop, actor, prompt, tiny_model_dir):
+    packed = {version: make_random_adapter(tiny_model_dir, seed=version) for version in (20, 21, 22, 23)}
+
+    async def overtake():
+        await actor.load_adapter(packed[20][0], 20)
+        long = Sampling(temperature=TEMPERATURE, max_tokens=150, ignore_end=True)
+        running = asyncio.create_task(actor.generate(prompt, 2, long, 20))
+        await asyncio.sleep(0.05)
+        for version in (21, 22, 23):
+            await actor.load_adapter(packed[version][0], version)
+        return await running
+
+    for completion in loop.run_until_complete(overtake()):
+        assert completion.policy_version == 20
+        expected = reference_logprobs(packed[20][1], prompt, completion)
+        np.testing.assert_allclose(completion.behaviour_logprobs, expected, atol=5e-4)

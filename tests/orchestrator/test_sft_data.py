@@ -1,0 +1,144 @@
+"""SFT rows: the loss mask covers the assistant's tokens and nothing else; order and position are exact."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from configs.load import load_config
+from configs.schema import DataSection, SftSource
+from orchestrator.arithmetic import Chain
+from orchestrator.pretrain_tiny import make_tokenizer
+from orchestrator.sft_data import SftRows, make_row
+
+TOKENIZER = make_tokenizer()
+END = (TOKENIZER.eos_token_id,)
+CONFIG = load_config("quickstart")
+
+
+def with_sft(sft: SftSource, max_length_tokens: int = 384):
+    model = dataclasses.replace(CONFIG.model, max_length_tokens=max_length_tokens)
+    return dataclasses.replace(CONFIG, data=DataSection(sft=sft), model=model)
+
+
+def write_rows(tmp_path, rows: list[dict]) -> SftSource:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SftSource(source=str(path))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    """User and assistant by turns."""
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def test_a_single_turn_by_hand():
+    row = make_row(turns("7", "89"), TOKENIZER, END)
+    assert TOKENIZER.convert_ids_to_tokens(row.token_ids.tolist()) == [
+        *("<|user|>", "7", "<|end|>", "<|assistant|>", "8", "9", "<|end|>"),
+    ]
+    assert row.loss_mask.tolist() == [False] * 4 + [True] * 3
+    assert row.token_ids.dtype == np.int32
+    assert (row.start, row.advantage, row.behaviour_logprobs.tolist()) == (0, 0.0, [0.0] * 7)
+
+
+def test_every_assistant_turn_is_trained_on_with_its_end_token():
+    messages = [{"role": "system", "content": "s"}, *turns("a", "b", "cd", "e")]
+    row = make_row(messages, TOKENIZER, END)
+    trained = [token for token, is_trained in zip(row.token_ids.tolist(), row.loss_mask, strict=True) if is_trained]
+    assert TOKENIZER.convert_ids_to_tokens(trained) == ["b", "<|end|>", "e", "<|end|>"]
+    assert TOKENIZER.decode(row.token_ids) == TOKENIZER.apply_chat_template(messages, tokenize=False)
+
+
+def with_template(template: str):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_what_follows_the_end_token_is_not_trained_on():
+    tokenizer = with_template(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    row = make_row(turns("a", "b", "c", "d"), tokenizer, END)
+    text = "<|user|>a<|end|>\n<|assistant|>b<|end|>\n<|user|>c<|end|>\n<|assistant|>d<|end|>"
+    assert tokenizer.decode(row.token_ids) == text
+    # user turn 4 + assistant tag; b and end; line break, user turn 4 + tag; d and end
+    assert row.loss_mask.tolist() == [False] * 5 + [True] * 2 + [False] * 6 + [True] * 2
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    tokenizer = with_template(
+        "{% for m in messages %}<|{{ m.role }}|>{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}"
+        "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    with pytest.raises(ValueError, match="at turn 4 it changes what stands before it"):
+        make_row(turns("a", "b", "c", "d"), tokenizer, END)
+
+
+def test_a_turn_without_end_token_is_refused():
+    tokenizer = with_template("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
+    tokenizer.chat_template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    with pytest.raises(ValueError, match=r"expected one of the end tokens \['<\|end\|>'\]"):
+        make_row(turns("a", "b"), tokenizer, END)
+
+
+def test_rows_from_any_position_are_those_of_an_uninterrupted_run(tmp_path):
+    rows = [{"prompt": f"p{n}", "completion": f"c{n}"} for n in range(5)]
+    for source in (SftSource(), SftSource(num_rows=4), write_rows(tmp_path, rows)):
+        whole = [SftRows(with_sft(source), TOKENIZER).at(index).token_ids.tolist() for index in range(12)]
+        resumed = SftRows(with_sft(source), TOKENIZER)
+        assert [resumed.at(index).token_ids.tolist() for index in range(7, 12)] == whole[7:]
+
+
+def test_an_epoch_holds_every_row_once(tmp_path):
+    rows = SftRows(with_sft(write_rows(tmp_path, [{"prompt": str(n), "completion": "x"} for n in range(5)])), TOKENIZER)
+    for first in (0, 5):
+        prompts = [TOKENIZER.decode(rows.at(index).token_ids)[len("<|user|>")] for index in range(first, first + 5)]
+        assert sorted(prompts) == ["0", "1", "2", "3", "4"]
+
+
+def test_rows_over_the_limit_are_dropped_counted_and_replaced(tmp_path):
+    source = write_rows(tmp_path, [{"prompt": "p", "completion": "x" * length} for length in (3, 60, 3)])
+    rows = SftRows(with_sft(source, max_length_tokens=20), TOKENIZER)
+    lengths = [len(rows.at(index).token_ids) for index in range(9)]
+    assert lengths == [4 + 3 + 1] * 9
+    assert rows.num_dropped == 1
+    too_short = SftRows(with_sft(source, max_length_tokens=5), TOKENIZER)
+    with pytest.raises(ValueError, match="expected rows of at most model.max_length_tokens 5 tokens"):
+        too_short.at(0)
+
+
+def test_a_missing_field_names_file_row_and_field(tmp_path):
+    source = write_rows(tmp_path, [{"prompt": "p", "completion": None, "level": 1}])
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl, row 1: expected a field 'completion', found none; fields there"
+    ):
+        SftRows(with_sft(source), TOKENIZER).at(0)
+
+
+def test_arithmetic_rows_are_training_chains_with_right_answers_and_budgets_that_say_nothing():
+    rows = SftRows(with_sft(SftSource()), TOKENIZER)
+    lengths, budgets = [], []
+    for index in range(200):
+        row = rows.at(index)
+        text = TOKENIZER.decode(row.token_ids)
+        user, _, completion = text.partition("<|end|><|assistant|>")
+        expression, _, budget = user.removeprefix("<|user|>").partition("=?\nBudget: ")
+        numbers = tuple(map(int, expression.replace("-", "+").split("+")))
+        assert not Chain(numbers=numbers, operations=tuple(c for c in expression if c in "+-")).is_held_out
+        answer = completion.partition("</think>")[2].removesuffix("<|end|>")
+        assert int(answer) == eval(expression)
+        assert TOKENIZER.decode(row.token_ids[row.loss_mask]) == completion
+        lengths.append(int(row.loss_mask.sum()))
+        budgets.append(int(budget))
+    assert min(budgets) < 40
+    assert max(budgets) > 340
+    assert abs(np.corrcoef(lengths, budgets)[0, 1]) < 0.2
