@@ -44,7 +44,9 @@ def unpack(packed: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         config = json.loads(json.loads(packed[8 : 8 + header_bytes])["__metadata__"]["adapter_config"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"not a packed adapter: expected safetensors with adapter_config metadata ({error})") from error
+        raise ValueError(
+            f"not a packed adapter: expected safetensors with adapter_config metadata ({error})"
+        ) from error
     return load_safetensors(packed), config
 
 

@@ -19,7 +19,8 @@ def register() -> None:
 
     if current_platform.is_cpu():
         wrapper = "actors.cpu_lora.get_grouped_wrapper"
-        type(current_platform).get_punica_wrapper = classmethod(lambda cls: wrapper)
+        platform: Any = type(current_platform)
+        platform.get_punica_wrapper = classmethod(lambda cls: wrapper)
 
 
 def get_grouped_wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -57,12 +58,13 @@ def apply_grouped(
         selected = inputs if rows is None else inputs[rows]
         offset = 0
         for a, b, width in zip(lora_a, lora_b, output_slices, strict=True):
-            delta = (selected @ a[slot, 0].T) @ b[slot, 0].T
-            target = output[:, offset : offset + delta.shape[1]]
+            expand = b[slot, 0].T
+            shrunk = selected @ a[slot, 0].T
+            target = output[:, offset : offset + expand.shape[1]]
             if rows is None:
-                target.add_(delta, alpha=scale)
+                target.addmm_(shrunk, expand, alpha=scale)
             else:
-                target.index_add_(0, rows, delta.to(target.dtype), alpha=scale)
+                target.index_add_(0, rows, shrunk @ expand, alpha=scale)
             offset += width
 
 

@@ -12,13 +12,14 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from actors import adapters
 from actors.types import AdapterRef
 from configs.schema import EngineSection, ModelSection
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -84,7 +85,7 @@ class Engine:
                 gpu_memory_utilization=config.gpu_memory_frac,
                 max_num_seqs=config.max_num_seqs,
                 enable_lora=True,
-                max_lora_rank=config.max_lora_rank,
+                max_lora_rank=cast(Any, config.max_lora_rank),
                 max_loras=num_adapters,
                 max_cpu_loras=num_adapters + 2,
                 # The learner recomputes logprobs at the sampling temperature; raw ones would not compare.
@@ -145,7 +146,7 @@ class Engine:
             detokenize=False,
             output_kind=self._final_only,
         )
-        prompt = {"prompt_token_ids": prompt_token_ids.tolist()}
+        prompt: Any = {"prompt_token_ids": prompt_token_ids.tolist()}
         lora_request = None
         if version is not None:
             self.adapter(version)

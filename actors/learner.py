@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from actors.policy_model import PolicyModel
 from actors.types import AdapterRef, StageSpec, TrainRow, UpdateResult
 from configs.schema import LearnerSection, LoraSection, ModelSection
 
-SUMS = ("loss", "entropy", "clipped", "ratio", "gap", "kl", "loss_tokens", "tokens", "area_tokens")
+SUMS = ("loss", "entropy", "clipped", "ratio", "gap", "kl")
+COUNTS = ("loss_tokens", "tokens", "area_tokens")
 
 
 class LearnerRank:
@@ -51,17 +53,17 @@ class LearnerRank:
         self.model, self.model_path = model, model_path
         self.lora, self.learner, self.seed = lora, learner, seed
         self._engine: Any = None
+        self._parameters: dict[str, nn.Parameter] = {}
 
     def find_master_address(self) -> tuple[str, int]:
         """Address of this rank's node and a port that is free there now; rank 0's are everybody's."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        if self.num_ranks == 1:
-            return "127.0.0.1", port
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            with contextlib.suppress(OSError):  # no route out: the ranks can only be on this machine
-                probe.connect(("10.255.255.255", 1))  # a datagram socket sends nothing; it only picks an interface
+        if self.num_ranks > 1:
+            # No route out means that all ranks are on this machine.
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect(("10.255.255.255", 1))  # a datagram socket sends nothing here; it picks an interface
                 return probe.getsockname()[0], port
         return "127.0.0.1", port
 
@@ -80,6 +82,8 @@ class LearnerRank:
         import deepspeed  # here, because the accelerator is chosen on import, and the driver imports this file too
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed calls collectives by names that torch is about to rename, several times a step.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         if on_gpu:
             torch.cuda.set_device(0)
         else:
@@ -99,7 +103,7 @@ class LearnerRank:
             raise ValueError(f"an RL stage trains without dropout, got {stage.dropout}")
         if self._engine is not None:
             self._engine.destroy()
-            self._engine = self._policy = self._parameters = None
+            self._engine, self._parameters = None, {}
             gc.collect()
         self._stage, self._step = stage, 0
         policy = PolicyModel(self.model, self.model_path, self.lora, self.learner.gradient_checkpointing)
@@ -117,7 +121,6 @@ class LearnerRank:
         if stage.kind == "rl" and stage.kl_beta > 0 and stage.kl_reference == "start":
             self._reference = "reference"
             add_adapter(policy.layers, "reference", start, self.lora.rank, trainable=False)
-        self._policy = policy
         self._parameters = adapter_parameters(policy.layers, "policy")
         self._engine = self._build_engine(policy.to(self._device), list(self._parameters.values()))
 
@@ -137,7 +140,7 @@ class LearnerRank:
         # ZeRO communicates in every backward pass, so all ranks must run equally many.
         num_batches = int(self._reduce([len(batches)], dist.ReduceOp.MAX)[0])
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
-        gap_max = torch.zeros((), device=self._device)
+        gap_max = zero = torch.zeros((), device=self._device)
         for i in range(num_batches):
             is_dummy = i >= len(batches)
             batch = (MicroBatch.from_rows([dummy_row()]) if is_dummy else batches[i]).to(self._device)
@@ -145,16 +148,24 @@ class LearnerRank:
             if is_dummy:
                 loss = loss * 0
             else:
-                gap_max = torch.maximum(gap_max, batch_sums.pop("gap_max"))
-                sums += torch.stack([torch.as_tensor(batch_sums.get(k, 0.0), device=self._device) for k in SUMS])
+                gap_max = torch.maximum(gap_max, batch_sums.get("gap_max", zero))
+                sums += torch.stack([batch_sums.get(name, zero) for name in SUMS])
             engine.set_gradient_accumulation_boundary(i == num_batches - 1)
             # DeepSpeed averages gradients over ranks; the loss is already divided by the global token count.
             engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
-        sums[SUMS.index("tokens")] = sum(len(row.token_ids) for row in rows)
-        total = dict(zip(SUMS, self._reduce(sums, dist.ReduceOp.SUM).tolist(), strict=True))
+        counts = [
+            sum(len(batch.targets) for batch in batches),
+            sum(len(row.token_ids) for row in rows),
+            sum(batch.area_tokens for batch in batches),
+        ]
+        totals = self._reduce([*sums.tolist(), *counts], dist.ReduceOp.SUM).tolist()
+        total = dict(zip(SUMS + COUNTS, totals, strict=True))
         if total["loss_tokens"] != num_loss_tokens:
-            raise ValueError(f"expected {num_loss_tokens} trained tokens over all ranks, got {total['loss_tokens']:.0f}")
+            raise ValueError(
+                f"expected {num_loss_tokens} trained tokens over all ranks, got {total['loss_tokens']:.0f}"
+            )
         if not np.isfinite(total["loss"]):
+            self._discard_gradients()
             raise RuntimeError(f"loss is {total['loss']} at step {self._step} of stage {self._stage.kind}")
         rate = learning_rate(self._stage, self._step)
         grad_norm = self._take_step(rate)
@@ -211,7 +222,11 @@ class LearnerRank:
         got = {name: tuple(tensor.shape) for name, tensor in state.tensors["weight"].items()}
         expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
         if got != expected:
-            raise ValueError("learner state: its adapter does not have the names and shapes of this model's adapter")
+            name = min(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+            raise ValueError(
+                f"learner state does not fit the adapter: {name}: "
+                f"expected shape {expected.get(name)}, got {got.get(name)}"
+            )
         if state.step:
             # A step at learning rate 0 makes the optimiser lay out its state, wherever ZeRO keeps it.
             loss, _ = self._loss(MicroBatch.from_rows([dummy_row()]).to(self._device), 1)
@@ -248,7 +263,9 @@ class LearnerRank:
             self._engine.destroy()
             self._engine = None
         if dist.is_initialized():
-            dist.destroy_process_group()
+            from deepspeed import comm
+
+            comm.destroy_process_group()
 
     @property
     def _version(self) -> int:
@@ -292,11 +309,9 @@ class LearnerRank:
                 "gradient_clipping": self.learner.max_grad_norm if self.learner.zero_stage else 0.0,
             },
         )
-        if self.learner.zero_stage == 3:
-            policy.gather = deepspeed.zero.GatheredParameters
         return engine
 
-    def _loss(self, batch: MicroBatch, num_loss_tokens: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _loss(self, batch: MicroBatch, num_loss_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's part of the loss, with gradient, and its sums for the metrics."""
         stage, engine = self._stage, self._engine
         reference_logprobs = None
@@ -305,7 +320,7 @@ class LearnerRank:
             with torch.no_grad():
                 reference_logprobs, _ = engine(batch, self._reference, stage.temperature)
         policy_logprobs, entropies = engine(batch, "policy", stage.temperature, stage.dropout)
-        sums: dict[str, Tensor | float] = {}
+        sums = {"entropy": entropies.sum()}
         if stage.kind == "sft":
             loss = sft_loss(policy_logprobs, num_loss_tokens)
         else:
@@ -321,11 +336,8 @@ class LearnerRank:
                 kl_beta=stage.kl_beta,
                 kl_estimator=stage.kl_estimator,
             )
-            sums.update(rl_sums)
-        sums.setdefault("gap_max", torch.zeros((), device=self._device))
-        sums["loss"], sums["entropy"] = loss.detach(), entropies.sum()
-        sums["loss_tokens"], sums["area_tokens"] = float(len(batch.targets)), float(batch.area_tokens)
-        return loss, sums
+            sums |= rl_sums
+        return loss, sums | {"loss": loss.detach()}
 
     def _take_step(self, rate: float) -> float:
         """Clip and step; the gradient norm before clipping. Raises RuntimeError, nothing changed, if not finite."""
@@ -338,14 +350,17 @@ class LearnerRank:
             if torch.isfinite(grad_norm):
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.learner.max_grad_norm, grad_norm)
                 engine.step()
-            else:
-                engine.zero_grad()
         else:
             engine.step()  # skips the step on every rank when the norm is not finite, and says inf
             grad_norm = engine.get_global_grad_norm()
         if not np.isfinite(float(grad_norm)):
+            self._discard_gradients()
             raise RuntimeError(f"gradient norm is {float(grad_norm)} at step {self._step} of stage {self._stage.kind}")
         return float(grad_norm)
+
+    def _discard_gradients(self) -> None:
+        self._engine.zero_grad()
+        self._engine.optimizer.zero_grad()
 
     def _reduce(self, values: Any, op: Any) -> Tensor:
         tensor = torch.as_tensor(values, dtype=torch.float64, device=self._device)

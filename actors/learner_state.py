@@ -38,7 +38,9 @@ class LearnerState:
         try:
             header = json.loads(json.loads(blob[8 : 8 + header_bytes])["__metadata__"]["learner_state"])
         except (KeyError, ValueError) as error:
-            raise ValueError(f"not a learner state: expected safetensors with learner_state metadata ({error})") from error
+            raise ValueError(
+                f"not a learner state: expected safetensors with learner_state metadata ({error})"
+            ) from error
         if header["format"] != FORMAT:
             raise ValueError(f"learner state: expected format {FORMAT}, got {header['format']}")
         tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}

@@ -5,9 +5,10 @@ come here, in chunks, and what each chunk keeps for the backward pass is its gra
 hidden state, which is as small as the hidden state itself.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 CHUNK_LOGITS = 1 << 24
 """Logits computed at a time (64 MiB in fp32)."""
@@ -42,7 +43,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -71,6 +72,6 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (jacobian,) = ctx.saved_tensors
         return jacobian * grad_logprobs[:, None].to(jacobian.dtype), None, None, None, None, None

@@ -107,7 +107,8 @@ def add_adapter(
     if got != expected:
         name = min(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
         raise ValueError(
-            f"adapter does not fit the model and lora section: {name} expected {expected.get(name)}, got {got.get(name)}"
+            f"adapter does not fit the model and lora section: {name}: "
+            f"expected shape {expected.get(name)}, got {got.get(name)}"
         )
     for name, layer in layers.items():
         layer.add_adapter(adapter, tensors[peft_name(name, "A")], tensors[peft_name(name, "B")], trainable)
@@ -133,7 +134,7 @@ def peft_config(lora: LoraSection) -> dict[str, Any]:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(lora.target_modules),
         "bias": "none",

@@ -1,8 +1,5 @@
 """The policy as a torch module: a frozen base with adapters, from micro-batch to logprobs of trained tokens."""
 
-import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -13,9 +10,6 @@ from actors.logprobs import token_logprobs
 from actors.masked_lora import AdapterSwitch, MaskedLora, insert_layers, start_mask
 from actors.micro_batches import MicroBatch
 from configs.schema import LoraSection, ModelSection
-
-Gather = Callable[[list[nn.Parameter]], AbstractContextManager]
-"""Makes partitioned parameters whole for a while (ZeRO stage 3)."""
 
 
 class PolicyModel(nn.Module):
@@ -35,7 +29,6 @@ class PolicyModel(nn.Module):
             self.base.gradient_checkpointing_enable({"use_reentrant": False})
         # Checkpointing works in training mode only; the base's own dropout is off in either mode.
         self.base.train(gradient_checkpointing)
-        self.gather: Gather = lambda _: contextlib.nullcontext()
 
     def forward(
         self, batch: MicroBatch, adapter: str | None, temperature: float, dropout: float = 0.0
@@ -46,11 +39,10 @@ class PolicyModel(nn.Module):
         self.switch.mask = start_mask(batch.starts, batch.token_ids.shape[1], self.base.dtype)
         hidden = self.base.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
         head = self.base.get_output_embeddings()
-        parameters = [p for p in (head.weight, head.bias) if p is not None]
-        with self.gather(parameters):
-            return token_logprobs(
-                hidden[batch.rows, batch.positions], head.weight, batch.targets, temperature, lm_head_bias=head.bias
-            )
+        # Reading its weights here is enough with ZeRO stage 3 too: they are made whole until this forward ends.
+        return token_logprobs(
+            hidden[batch.rows, batch.positions], head.weight, batch.targets, temperature, lm_head_bias=head.bias
+        )
 
 
 def load_base(model: ModelSection, model_path: str) -> PreTrainedModel:

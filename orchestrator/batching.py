@@ -25,7 +25,9 @@ def build_batch(
                 f"(sampled by version {group.policy_version}, learner at {policy_version})"
             )
         if group.is_constant:
-            raise RuntimeError(f"group {group.group_id}: expected rewards that differ, got {group.rewards[0]} throughout")
+            raise RuntimeError(
+                f"group {group.group_id}: expected rewards that differ, got {group.rewards[0]} throughout"
+            )
         advantages = group_advantages(group.rewards)
         rows += [make_row(r, float(a)) for r, a in zip(group.rollouts, advantages, strict=True)]
     return shard_rows(rows, num_ranks)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from actors import adapters
@@ -24,7 +24,7 @@ class StageState:
     """What the driver knows of a stage after `step` optimiser steps."""
 
     step: int = 0
-    cursor: TaskCursor = TaskCursor()
+    cursor: TaskCursor = field(default_factory=TaskCursor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,9 +72,7 @@ def load(directory: Path) -> Checkpoint:
     path = directory / STATE_FILE
     try:
         raw = json.loads(path.read_text())
-        cursor = TaskCursor(
-            next_index=raw["cursor"]["next_index"], unfinished=tuple(raw["cursor"]["unfinished"])
-        )
+        cursor = TaskCursor(next_index=raw["cursor"]["next_index"], unfinished=tuple(raw["cursor"]["unfinished"]))
         state = StageState(step=raw["step"], cursor=cursor)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected the state of a stage, found something else ({error!r})") from error

@@ -51,9 +51,14 @@ class Cluster:
     @cached_property
     def learner(self) -> LearnerGroup:
         """The learner, once its ranks have found each other."""
-        address, port = self._get("learner", self._rank_actors[0].find_master_address.remote())
-        self._get("learner", [rank.connect.remote(address, port) for rank in self._rank_actors])
-        return LearnerGroup(self._rank_actors, timeout_s=self._config.rollout.generate_timeout_s)
+        timeout_s = self._config.cluster.start_timeout_s
+        group = LearnerGroup(
+            self._rank_actors,
+            start_timeout_s=timeout_s,
+            call_timeout_s=self._config.rollout.generate_timeout_s,
+        )
+        group.connect()
+        return group
 
     @cached_property
     def rollout_actors(self) -> Sequence[Any]:
@@ -163,7 +168,9 @@ class Cluster:
             ray.get(ready)
             now = time.monotonic()
             if now - started > timeout_s:
-                raise RuntimeError(f"{role}: {len(pending)} not ready after {timeout_s:.0f} s (cluster.start_timeout_s)")
+                raise RuntimeError(
+                    f"{role}: {len(pending)} not ready after {timeout_s:.0f} s (cluster.start_timeout_s)"
+                )
             if pending and now - last_report > REPORT_WAITING_S:
                 last_report = now
                 log.info("waiting for %d %s(s) to start, %.0f s", len(pending), role, now - started)

@@ -91,7 +91,7 @@ def read_text(row: Row, field: str, where: str) -> str:
     value = _read(row, field, where)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         found = type(value).__name__
-        raise ValueError(f"{where}: expected text or a number in field {field!r}, found {found}")  # noqa: TRY004 (bad data)
+        raise ValueError(f"{where}: expected text or a number in field {field!r}, found {found}")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -22,9 +22,7 @@ def evaluate(
 
     `version` is an adapter that every engine has loaded, or -1 for the base.
     """
-    sampling = Sampling(
-        temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_completion_tokens
-    )
+    sampling = Sampling(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_completion_tokens)
     dispatcher = cluster.make_dispatcher()
     started_s = time.monotonic()
     for index, (task, prompt) in enumerate(prompts):

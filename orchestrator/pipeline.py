@@ -1,12 +1,10 @@
 """The stages in order, each skipped when its output is already there: sft, rl, evaluate, report."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -19,12 +17,13 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.cluster import start_cluster
 from orchestrator.evaluate import evaluate
+from orchestrator.metrics import as_metrics, summarise
 from orchestrator.prompts import held_out_prompts
 from orchestrator.report import build_report
 from orchestrator.sft import fine_tune
 from orchestrator.sft_data import SftRows
 from orchestrator.stage import Stage
-from orchestrator.tracking import start_tracker
+from orchestrator.tracking import Tracker, start_tracker
 from orchestrator.train import train
 
 log = logging.getLogger(__name__)
@@ -46,23 +45,28 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
     for name in stages:
         if name not in todo:
             log.info("%s: done before, skipped", name)
-    if todo:
-        run_stages(config, todo)
-    return build_report(run_dir)
+    if not todo:
+        return build_report(run_dir)
+    with start_tracker(config, "pipeline") as parent:
+        run_stages(config, todo, parent)
+        report = build_report(run_dir)
+        parent.log_directory(run_dir / "figures", "figures")
+        for name in ("report.html", "report.md", "summary.json"):
+            parent.log_file(run_dir / name)
+    return report
 
 
-def run_stages(config: RunConfig, names: Sequence[str]) -> None:
+def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None:
     """Start the cluster once and run the stages on it."""
     model_path = str(resolve_model_path(config.model.path))
-    with start_tracker(config, "pipeline") as parent, ExitStack() as stack:
+    with ExitStack() as stack:
         with timed(config.run_dir, "start"):
             cluster = stack.enter_context(start_cluster(config, model_path))
             tokenizer = load_tokenizer(model_path, config.model)
         for name in names:
             with start_tracker(config, name, parent_run_id=parent.run_id) as tracker, timed(config.run_dir, name):
-                RUN_STAGE[name](
-                    Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
-                )
+                stage = Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
+                RUN_STAGE[name](stage)
 
 
 def run_sft(stage: Stage) -> None:
@@ -84,7 +88,9 @@ def run_evaluation(stage: Stage) -> None:
             packed = require_adapter(config, policy)
             stage.cluster.load_adapter(adapters.make_ref(packed, version), ray.put(packed))
         records, groups = evaluate(stage.cluster, prompts, config.evaluation, version)
-        run_files.write_evaluation(config.run_dir, policy, records, groups)
+        samples = run_files.write_evaluation(config.run_dir, policy, records, groups, stage.prompt_text)
+        stage.tracker.log_table(samples, f"samples/{policy}")
+        stage.tracker.log_metrics(as_metrics(policy, summarise(records)), step=0)
 
 
 RUN_STAGE = {"sft": run_sft, "rl": run_rl, "evaluate": run_evaluation}
@@ -133,7 +139,4 @@ def timed(run_dir: Path, part: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path = run_dir / "timings.json"
-        timings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        timings[part] = timings.get(part, 0.0) + time.monotonic() - started_s
-        path.write_text(json.dumps(timings, indent=2))
+        run_files.add_timing(run_dir, part, time.monotonic() - started_s)

@@ -42,7 +42,10 @@ class Plan:
             ("completions per step", f"{self.completions_per_step}"),
             ("tokens per step, at most", f"{self.max_tokens_per_step:,}"),
             ("completions in flight", f"{self.completions_in_flight}"),
-            ("base weights", f"{self.base_weights_gib:.2f} GiB in each engine and rank, KV cache and activations extra"),
+            (
+                "base weights",
+                f"{self.base_weights_gib:.2f} GiB in each engine and rank, KV cache and activations extra",
+            ),
             ("adapter training", f"{self.adapter_training_gib:.3f} GiB per rank (weights, gradients, AdamW moments)"),
         ]
         width = max(len(name) for name, _ in rows)

@@ -15,6 +15,7 @@ import random
 import string
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -69,6 +70,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
 
 
 def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    settings: dict[str, Any] = {"head_dim": 32}
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -77,7 +79,7 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
             num_hidden_layers=5,
             num_attention_heads=6,
             num_key_value_heads=3,
-            head_dim=32,
+            **settings,
             max_position_embeddings=CONTEXT_TOKENS,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -168,7 +170,8 @@ def save(output: Path, model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> st
     """Write the model directory, weights in bf16; returns the SHA-256 of its weights."""
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(output)
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
+    rounded: Any = copy.deepcopy(model)
+    rounded.to(torch.bfloat16).save_pretrained(output)
     return hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
 
 

@@ -90,7 +90,9 @@ class RolloutPool:
                 self._ready = [item for index, item in enumerate(self._ready) if index not in set(chosen)]
                 return groups
             if not self._pending:
-                raise RuntimeError(f"expected {num_groups} groups in flight, got {len(self._ready)} ready and none pending")
+                raise RuntimeError(
+                    f"expected {num_groups} groups in flight, got {len(self._ready)} ready and none pending"
+                )
             for request, group in self._dispatcher.wait():
                 self._receive(request, group)
 

@@ -7,12 +7,13 @@ from actors.types import StageSpec
 from configs.schema import RunConfig
 from orchestrator import checkpoint
 from orchestrator.batching import shard_rows
-from orchestrator.checkpoint import Checkpoint, StageState
+from orchestrator.checkpoint import StageState
 from orchestrator.interrupt import stop_between_steps
 from orchestrator.progress import Progress
 from orchestrator.rollout_pool import TaskCursor
+from orchestrator.run_files import forget_metrics_after
 from orchestrator.stage import Stage
-from orchestrator.train import is_due
+from orchestrator.train import is_due, save
 
 
 def fine_tune(stage: Stage, rows_at: Any) -> None:
@@ -23,6 +24,7 @@ def fine_tune(stage: Stage, rows_at: Any) -> None:
     config, learner = stage.config, stage.cluster.learner
     saved = checkpoint.load_latest(stage.directory)
     state = saved.state if saved else StageState()
+    forget_metrics_after(config.run_dir, stage.name, state.step)
     learner.begin_stage(sft_spec(config))
     if saved:
         learner.load_state(saved.learner)
@@ -37,10 +39,7 @@ def fine_tune(stage: Stage, rows_at: Any) -> None:
             step_s = time.monotonic() - started_s
             stage.record(state.step, update.metrics | {"time/step_s": step_s}, progress)
             if stop.is_set or is_due(state.step, config.sft.checkpoint_every_steps, config.sft.num_steps):
-                checkpoint.save(
-                    stage.directory,
-                    Checkpoint(state=state, adapter=learner.adapter_bytes(), learner=learner.save_state()),
-                )
+                save(stage, state, learner.publish())
             stop.raise_if_set()
     stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.types import Prompt
 from configs.schema import RunConfig
 from orchestrator.cluster import Cluster
 from orchestrator.progress import Progress
@@ -30,10 +31,12 @@ class Stage:
         """Checkpoints of this stage."""
         return self.config.run_dir / self.name
 
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The prompt as text, chat tags left out."""
+        return self.tokenizer.decode(prompt.token_ids, skip_special_tokens=True)
+
     def record(self, step: int, metrics: dict[str, float], progress: Progress) -> None:
         """One step's metrics: to the run directory, to MLflow, and to whoever watches."""
         append_metrics(self.config.run_dir, self.name, step, metrics)
         self.tracker.log_metrics(metrics, step)
         progress.update(step, metrics)
-
-

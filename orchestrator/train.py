@@ -6,10 +6,12 @@ asynchronous training are this one path; `rl.max_staleness` says how far generat
 
 import time
 from collections.abc import Sequence
+from typing import Any
+
+import ray
 
 from actors.engine import Sampling
-from actors.types import StageSpec
-from actors.types import RolloutGroup, TrainBatch, UpdateResult
+from actors.types import AdapterRef, RolloutGroup, StageSpec, TrainBatch, UpdateResult
 from configs.schema import RunConfig
 from orchestrator import checkpoint
 from orchestrator.batching import build_batch
@@ -20,8 +22,11 @@ from orchestrator.probe import prove_adapters_reach
 from orchestrator.progress import Progress
 from orchestrator.prompts import Prompter
 from orchestrator.rollout_pool import RolloutPool
-from orchestrator.run_files import write_samples
+from orchestrator.run_files import forget_metrics_after, write_samples
 from orchestrator.stage import Stage
+
+Published = tuple[AdapterRef, Any]
+"""An adapter's name and the object-store reference of its bytes."""
 
 
 def train(stage: Stage, start_adapter: bytes) -> None:
@@ -30,8 +35,9 @@ def train(stage: Stage, start_adapter: bytes) -> None:
     state = begin(stage, start_adapter)
     prompter = Prompter(config, stage.tokenizer)
     pool = make_pool(stage, prompter, state)
-    prove_adapters_reach(stage.cluster, *learner.publish(), prompt=prompter.at(0)[1])
-    pool.use_adapter(*learner.publish())
+    published = learner.publish()
+    prove_adapters_reach(stage.cluster, *published, prompt=prompter.at(0)[1])
+    pool.use_adapter(*published)
     with stop_between_steps() as stop, Progress("rl", state.step, config.rl.num_steps) as progress:
         while state.step < config.rl.num_steps:
             clock = StepClock()
@@ -41,14 +47,16 @@ def train(stage: Stage, start_adapter: bytes) -> None:
             update = learner.update(batch)
             check_update(update, batch, config, state.step)
             clock.mark("update")
-            pool.use_adapter(*learner.publish())
+            published = learner.publish()
+            pool.use_adapter(*published)
             clock.mark("publish")
             state = StageState(step=update.policy_version, cursor=pool.cursor)
             metrics = group_metrics(groups, pool.pop_dropped(), policy_version=state.step - 1)
             stage.record(state.step, metrics | update.metrics | clock.metrics(groups), progress)
             if stop.is_set or is_due(state.step, config.rl.checkpoint_every_steps, config.rl.num_steps):
-                write_samples(config.run_dir, state.step, groups)
-                save(stage, state)
+                samples = write_samples(config.run_dir, state.step, groups, stage.prompt_text)
+                stage.tracker.log_table(samples, f"samples/step_{state.step:06d}")
+                save(stage, state, published)
             stop.raise_if_set()
     stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
 
@@ -58,6 +66,7 @@ def begin(stage: Stage, start_adapter: bytes) -> StageState:
     config = stage.config
     saved = checkpoint.load_latest(stage.directory)
     state = saved.state if saved else StageState()
+    forget_metrics_after(config.run_dir, stage.name, state.step)
     stage.cluster.learner.begin_stage(rl_spec(config, start_adapter, state.step))
     if saved:
         stage.cluster.learner.load_state(saved.learner)
@@ -116,7 +125,9 @@ def make_batch(groups: Sequence[RolloutGroup], config: RunConfig, policy_version
 def check_update(update: UpdateResult, batch: TrainBatch, config: RunConfig, version_before: int) -> None:
     """The learner took exactly one step, and agreed with the engines about the rollouts' logprobs."""
     if update.policy_version != version_before + 1:
-        raise RuntimeError(f"expected policy version {version_before + 1} after the update, got {update.policy_version}")
+        raise RuntimeError(
+            f"expected policy version {version_before + 1} after the update, got {update.policy_version}"
+        )
     gap, limit = update.metrics["rollout/logprob_gap_mean"], config.rollout.max_logprob_gap
     if gap > limit and config.rl.max_staleness == 0:
         raise RuntimeError(
@@ -125,11 +136,12 @@ def check_update(update: UpdateResult, batch: TrainBatch, config: RunConfig, ver
         )
 
 
-def save(stage: Stage, state: StageState) -> None:
+def save(stage: Stage, state: StageState, published: Published) -> None:
     """Checkpoint the learner as it is now, with the task stream's position."""
-    learner = stage.cluster.learner
+    packed: Any = ray.get(published[1])
     checkpoint.save(
-        stage.directory, Checkpoint(state=state, adapter=learner.adapter_bytes(), learner=learner.save_state())
+        stage.directory,
+        Checkpoint(state=state, adapter=packed, learner=stage.cluster.learner.save_state()),
     )
 
 

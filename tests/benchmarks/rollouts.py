@@ -127,7 +127,12 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int) -
                 task, prompt = prompter.at(index)
                 dispatcher.submit(
                     GroupRequest(
-                        group_id=index, task=task, prompt=prompt, group_size=group_size, sampling=sampling, policy_version=0
+                        group_id=index,
+                        task=task,
+                        prompt=prompt,
+                        group_size=group_size,
+                        sampling=sampling,
+                        policy_version=0,
                     )
                 )
             while dispatcher.num_in_flight:

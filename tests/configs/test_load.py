@@ -190,10 +190,12 @@ def test_flat_dict_has_dotted_keys_and_scalars():
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_config_is_right_but_for_files_that_the_user_brings(name):
+    if name != "smollm2_135m_cpu":
+        assert load_config(name).run.name == name
+        return
     try:
-        config = load_config(name)
+        problems = ()
+        load_config(name)
     except ConfigError as error:
-        assert name == "smollm2_135m_cpu"
-        assert all("no file data/" in problem or "fetch-model" in problem for problem in error.problems)
-    else:
-        assert config.run.name == name
+        problems = error.problems
+    assert [p for p in problems if "no file data/" not in p and "fetch-model" not in p] == []

@@ -41,7 +41,9 @@ def test_batch_holds_group_advantages():
     assert advantages == pytest.approx([-1, -1, 1, 1], abs=1e-5)
 
 
-@pytest.mark.parametrize(("group_version", "max_staleness", "accepted"), [(5, 0, True), (4, 0, False), (4, 1, True), (6, 1, False)])
+@pytest.mark.parametrize(
+    ("group_version", "max_staleness", "accepted"), [(5, 0, True), (4, 0, False), (4, 1, True), (6, 1, False)]
+)
 def test_groups_beyond_the_staleness_bound_are_refused(group_version, max_staleness, accepted):
     group = make_group([0, 1], version=group_version)
     if accepted:

@@ -112,7 +112,7 @@ def test_rows_over_the_limit_are_dropped_counted_and_replaced(tmp_path):
     assert lengths == [4 + 3 + 1] * 9
     assert rows.num_dropped == 1
     too_short = SftRows(with_sft(source, max_length_tokens=5), TOKENIZER)
-    with pytest.raises(ValueError, match="expected rows of at most model.max_length_tokens 5 tokens"):
+    with pytest.raises(ValueError, match=r"expected rows of at most model\.max_length_tokens 5 tokens"):
         too_short.at(0)
 
 

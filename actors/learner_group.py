@@ -1,0 +1,93 @@
+"""The learner as the driver sees it: one call here is the same call on every rank."""
+
+import math
+import time
+from typing import Any
+
+import ray
+
+from actors.types import AdapterRef, StageSpec, TrainBatch, UpdateResult
+
+
+class LearnerGroup:
+    """Drives the ranks, Ray actors of `actors.learner.LearnerRank`, in step.
+
+    A call returns when every rank has answered. The first exception of a rank is raised at once, with its
+    type, its cause and a note that names the rank; the other ranks may then wait in a collective for good, so
+    the group is of no more use. RuntimeError when a rank has not answered by the timeout.
+    """
+
+    def __init__(self, ranks: list[Any], *, start_timeout_s: float, call_timeout_s: float) -> None:
+        """`ranks` are actor handles in rank order; `start_timeout_s` is for `connect` and `begin_stage`."""
+        self._ranks = ranks
+        self._start_timeout_s = start_timeout_s
+        self._call_timeout_s = call_timeout_s
+
+    def connect(self) -> None:
+        """Make the ranks one process group, at an address of rank 0's node."""
+        (address, port), *_ = self._call_all("find_master_address", timeout_s=self._start_timeout_s)
+        self._call_all("connect", address, port, timeout_s=self._start_timeout_s)
+
+    def begin_stage(self, stage: StageSpec) -> None:
+        self._call_all("begin_stage", ray.put(stage), timeout_s=self._start_timeout_s)
+
+    def update(self, batch: TrainBatch) -> UpdateResult:
+        """One optimiser step. Raises ValueError when the batch is not sharded for this many ranks, RuntimeError
+        when the ranks disagree about what they did."""
+        if len(batch.rows_per_rank) != len(self._ranks):
+            raise ValueError(f"rows_per_rank: expected {len(self._ranks)} shards, got {len(batch.rows_per_rank)}")
+        refs = [
+            rank.update.remote(rows, batch.num_loss_tokens)
+            for rank, rows in zip(self._ranks, batch.rows_per_rank, strict=True)
+        ]
+        first, *others = self._wait("update", refs, self._call_timeout_s)
+        for rank, other in enumerate(others, start=1):
+            check_agreement(first, other, rank)
+        return first
+
+    def publish(self) -> tuple[AdapterRef, ray.ObjectRef]:
+        """The policy adapter; its bytes stay in the object store of rank 0's node."""
+        pairs = [rank.publish.options(num_returns=2).remote() for rank in self._ranks]
+        first, *_ = self._wait("publish", [adapter for adapter, _ in pairs], self._call_timeout_s)
+        return first, pairs[0][1]
+
+    def save_state(self) -> bytes:
+        return self._call_all("save_state", timeout_s=self._call_timeout_s)[0]
+
+    def load_state(self, blob: bytes) -> None:
+        self._call_all("load_state", ray.put(blob), timeout_s=self._start_timeout_s)
+
+    def close(self) -> None:
+        """Have every rank leave the process group."""
+        self._call_all("close", timeout_s=self._call_timeout_s)
+
+    def _call_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        return self._wait(method, [getattr(rank, method).remote(*args) for rank in self._ranks], timeout_s)
+
+    def _wait(self, method: str, refs: list[ray.ObjectRef], timeout_s: float) -> list[Any]:
+        """Results in rank order. Takes each as it comes: a rank that failed leaves the others hanging."""
+        deadline_s = time.monotonic() + timeout_s
+        pending, results = dict(zip(refs, range(len(refs)), strict=True)), [None] * len(refs)
+        while pending:
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline_s - time.monotonic()))
+            if not ready:
+                late = ", ".join(map(str, pending.values()))
+                raise RuntimeError(
+                    f"learner {method}: expected an answer within {timeout_s:.0f} s, rank {late} gave none"
+                )
+            rank = pending.pop(ready[0])
+            try:
+                results[rank] = ray.get(ready[0])
+            except Exception as error:
+                error.add_note(f"in {method} of learner rank {rank}")
+                raise
+        return results
+
+
+def check_agreement(first: UpdateResult, other: UpdateResult, rank: int) -> None:
+    """Raises RuntimeError when two ranks report different versions or metrics of one step."""
+    if first.policy_version != other.policy_version:
+        raise RuntimeError(f"policy version: rank 0 has {first.policy_version}, rank {rank} has {other.policy_version}")
+    for name, value in first.metrics.items():
+        if not math.isclose(value, other.metrics[name], rel_tol=1e-5, abs_tol=1e-8):
+            raise RuntimeError(f"{name}: rank 0 has {value}, rank {rank} has {other.metrics[name]}")

@@ -1,0 +1,176 @@
+"""The figures of a report. The only importer of matplotlib."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from actors.types import EvaluationRecord
+
+COLOURS = {"base": "#7a869a", "sft": "#d9822b", "rl": "#2166ac"}
+NAMES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
+PARTS = {"rollout": "#2166ac", "update": "#d9822b", "publish": "#4d9221", "other": "#b0b7c3"}
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "figure.dpi": 130,
+    "savefig.bbox": "tight",
+    "legend.frameon": False,
+}
+
+Draw = Callable[[Any], None]
+
+
+def draw_training(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Accuracy, reward and completion length over RL steps; thin lines are steps, thick ones a running mean."""
+
+    def draw(axes: Any) -> None:
+        steps = [row["step"] for row in rows]
+        left, right = axes
+        for key, name, colour in (
+            ("reward/accuracy", "accuracy", COLOURS["rl"]),
+            ("reward/mean", "reward", COLOURS["sft"]),
+        ):
+            _curve(left, steps, [row[key] for row in rows], name, colour)
+        left.set(
+            xlabel="RL step", ylabel="mean over the step's completions", ylim=(0, 1.02), title="accuracy and reward"
+        )
+        left.legend(loc="lower right")
+        values = [row["rollout/completion_tokens_mean"] for row in rows]
+        _curve(right, steps, values, "mean", COLOURS["rl"])
+        _curve(right, steps, [row["rollout/completion_tokens_p95"] for row in rows], "95th percentile", COLOURS["base"])
+        right.set(xlabel="RL step", ylabel="tokens per completion", ylim=(0, None), title="completion length")
+        right.legend(loc="upper right")
+
+    return _save(path, draw, columns=2)
+
+
+def draw_lengths(records: Mapping[str, Sequence[EvaluationRecord]], path: Path) -> Path:
+    """Distribution of completion lengths on held-out tasks, before and after RL: histogram and CDF."""
+
+    def draw(axes: Any) -> None:
+        left, right = axes
+        tokens = {name: np.array([t for r in items for t in r.tokens]) for name, items in records.items()}
+        longest = max(values.max() for values in tokens.values())
+        bins = np.linspace(0, longest * 1.02, 41)
+        for name, values in tokens.items():
+            left.hist(values, bins=bins, alpha=0.55, color=COLOURS[name], label=NAMES[name])
+            left.axvline(values.mean(), color=COLOURS[name], linewidth=1.5, linestyle="--")
+            ordered = np.sort(values)
+            share = np.arange(1, len(ordered) + 1) / len(ordered)
+            right.step(ordered, share, where="post", color=COLOURS[name], linewidth=2, label=NAMES[name])
+        left.set(xlabel="tokens per completion (dashed: mean)", ylabel="completions", title="length distribution")
+        right.set(xlabel="tokens per completion", ylabel="share at most this long", title="cumulative", ylim=(0, 1.02))
+        left.legend()
+        right.legend(loc="lower right")
+
+    return _save(path, draw, columns=2)
+
+
+def draw_difficulty(accuracy: dict[str, dict[int, tuple[float, float, float]]], path: Path) -> Path:
+    """Accuracy with its 95 % interval at each difficulty, one bar per policy: policy → difficulty → (mean, low, high)."""
+
+    def draw(axes: Any) -> None:
+        (axis,) = axes
+        levels = sorted({level for values in accuracy.values() for level in values})
+        width = 0.8 / len(accuracy)
+        for index, (name, values) in enumerate(accuracy.items()):
+            places = np.arange(len(levels)) + (index - (len(accuracy) - 1) / 2) * width
+            means = np.array([values[level][0] for level in levels])
+            errors = np.abs(np.array([[values[level][side] for level in levels] for side in (1, 2)]) - means)
+            axis.bar(
+                places,
+                means,
+                width * 0.92,
+                yerr=errors,
+                color=COLOURS[name],
+                label=NAMES[name],
+                error_kw={"linewidth": 1},
+            )
+        axis.set_xticks(range(len(levels)), [str(level) for level in levels])
+        axis.set(xlabel="difficulty", ylabel="accuracy", ylim=(0, 1.05), title="held-out accuracy by difficulty")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+
+    return _save(path, draw, columns=1)
+
+
+def draw_health(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """What tells a sound run from a sick one: logprob gap between engine and learner, entropy and gradient norm."""
+
+    def draw(axes: Any) -> None:
+        steps = [row["step"] for row in rows]
+        shown = (
+            ("rollout/logprob_gap_mean", "engine vs learner, mean |logprob gap| (nats)"),
+            ("train/entropy", "entropy (nats)"),
+            ("train/grad_norm", "gradient norm"),
+        )
+        for axis, (key, title) in zip(axes, shown, strict=True):
+            if all(key in row for row in rows):
+                _curve(axis, steps, [row[key] for row in rows], title, COLOURS["rl"])
+            axis.set(xlabel="RL step", title=title, ylim=(0, None))
+
+    return _save(path, draw, columns=3)
+
+
+def draw_time(stage_s: dict[str, float], step_parts_s: dict[str, float], path: Path) -> Path:
+    """Where the time went: seconds per stage, and of an RL step."""
+
+    def draw(axes: Any) -> None:
+        left, right = axes
+        _stacked(left, stage_s, "the run", ["#7a869a", "#d9822b", "#2166ac", "#4d9221", "#9970ab"])
+        _stacked(right, step_parts_s, "an RL step (mean)", [PARTS[name] for name in step_parts_s])
+
+    return _save(path, draw, columns=2, height=1.7)
+
+
+def draw_sft(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """SFT loss per trained token."""
+
+    def draw(axes: Any) -> None:
+        (axis,) = axes
+        _curve(axis, [row["step"] for row in rows], [row["train/loss"] for row in rows], "loss", COLOURS["sft"])
+        axis.set(xlabel="SFT step", ylabel="nats per token", ylim=(0, None), title="SFT loss")
+
+    return _save(path, draw, columns=1)
+
+
+def running_mean(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred, shorter at the ends: `[0, 3, 6]` with window 3 → `[1.5, 3, 4.5]`."""
+    array = np.asarray(values, dtype=float)
+    half = window // 2
+    return np.array([array[max(0, i - half) : i + half + 1].mean() for i in range(len(array))])
+
+
+def _curve(axis: Any, steps: Sequence[int], values: Sequence[float], name: str, colour: str) -> None:
+    axis.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
+    axis.plot(steps, running_mean(values, max(1, len(steps) // 10)), color=colour, linewidth=2, label=name)
+
+
+def _stacked(axis: Any, seconds: dict[str, float], title: str, colours: Sequence[str]) -> None:
+    total, left = sum(seconds.values()), 0.0
+    for (name, value), colour in zip(seconds.items(), colours, strict=False):
+        axis.barh([0], [value], left=left, color=colour, label=f"{name} {value:.3g} s ({value / total:.0%})")
+        left += value
+    axis.set(yticks=[], xlabel="seconds", title=title)
+    axis.grid(visible=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5), ncols=2, fontsize=9)
+
+
+def _save(path: Path, draw: Draw, columns: int, height: float = 3.2) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context(STYLE):
+        width = 5.0 if columns == 1 else 10.0
+        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+        draw(axes[0])
+        figure.savefig(path)
+        plt.close(figure)
+    return path

@@ -1,0 +1,131 @@
+"""Metrics as pure functions of groups and records."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.types import DroppedGroup, EvaluationRecord, RolloutGroup
+from rewards.base import Outcome
+
+Z_95 = 1.959964
+
+
+def group_metrics(
+    groups: Sequence[RolloutGroup], dropped: Sequence[DroppedGroup], *, policy_version: int
+) -> dict[str, float]:
+    """What one step trained on, under `reward/` and `rollout/`; `policy_version` is the learner's before the step."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    tokens = np.array([rollout.completion.num_tokens for rollout in rollouts])
+    outcomes = Counter(rollout.reward.outcome for rollout in rollouts)
+    components: dict[str, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        for name, value in rollout.reward.breakdown.items():
+            components[name].append(value)
+    num_made = len(groups) + len(dropped)
+    return {
+        "reward/mean": float(np.mean([rollout.reward.value for rollout in rollouts])),
+        **{f"reward/{name}": float(np.mean(values)) for name, values in components.items()},
+        **{f"reward/{outcome}_frac": outcomes[outcome] / len(rollouts) for outcome in Outcome},
+        "rollout/completion_tokens_mean": float(tokens.mean()),
+        "rollout/completion_tokens_p95": float(np.percentile(tokens, 95)),
+        "rollout/completion_tokens_max": float(tokens.max()),
+        "rollout/truncated_frac": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "rollout/staleness_mean": float(np.mean([policy_version - group.policy_version for group in groups])),
+        "rollout/staleness_max": float(max(policy_version - group.policy_version for group in groups)),
+        "rollout/dropped_frac": len(dropped) / num_made,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Accuracy and length of one policy on held-out tasks."""
+
+    accuracy: float
+    accuracy_low: float
+    """95 % interval over tasks (Wilson)"""
+    accuracy_high: float
+    mean_tokens: float
+    median_tokens: float
+    p95_tokens: float
+    truncated_frac: float
+    num_tasks: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.accuracy_high - self.accuracy_low) / 2
+
+
+def summarise(records: Sequence[EvaluationRecord]) -> Summary:
+    """Raises ValueError for no records."""
+    if not records:
+        raise ValueError("expected evaluation records, got none")
+    # The task is the unit: with several samples per task, its share of right ones counts.
+    accuracy = float(np.mean([np.mean(record.correct) for record in records]))
+    tokens = np.array([count for record in records for count in record.tokens])
+    low, high = wilson_interval(accuracy, len(records))
+    return Summary(
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        mean_tokens=float(tokens.mean()),
+        median_tokens=float(np.median(tokens)),
+        p95_tokens=float(np.percentile(tokens, 95)),
+        truncated_frac=float(np.mean([cut for record in records for cut in record.truncated])),
+        num_tasks=len(records),
+    )
+
+
+def by_difficulty(records: Sequence[EvaluationRecord]) -> dict[int, Summary]:
+    """Summaries of the tasks of each difficulty, easiest first."""
+    levels = sorted({record.difficulty for record in records})
+    return {level: summarise([record for record in records if record.difficulty == level]) for level in levels}
+
+
+def wilson_interval(share: float, num_trials: int, z: float = Z_95) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
+
+    With `p` the share and `n` the trials: centre `(p + z²/2n) / (1 + z²/n)`, half width
+    `z / (1 + z²/n) · sqrt(p (1 - p) / n + z²/4n²)`. Example: 9 of 10 → (0.596, 0.982).
+    """
+    squared = z * z / num_trials
+    centre = (share + squared / 2) / (1 + squared)
+    half = z / (1 + squared) * math.sqrt(share * (1 - share) / num_trials + squared / (4 * num_trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def length_reduction(before: Sequence[EvaluationRecord], after: Sequence[EvaluationRecord]) -> dict[str, float]:
+    """How many times shorter: per task, tokens before over tokens after.
+
+    `per_task_mean` and `per_task_se` are over tasks (as the paper's Figure 5), `ratio_of_means` over all tokens.
+    Example: `[100, 60]` tokens before and `[50, 20]` after → per task `[2, 3]`: 2.5 ± 0.5, ratio of means 2.29.
+    """
+    after_by_id = {record.task_id: float(np.mean(record.tokens)) for record in after}
+    pairs = [(float(np.mean(r.tokens)), after_by_id[r.task_id]) for r in before if r.task_id in after_by_id]
+    if not pairs:
+        raise ValueError("expected records of the same tasks before and after, got none in common")
+    ratios = np.array([first / second for first, second in pairs])
+    firsts, seconds = zip(*pairs, strict=True)
+    error = float(ratios.std(ddof=1) / math.sqrt(len(ratios))) if len(ratios) > 1 else 0.0
+    return {
+        "per_task_mean": float(ratios.mean()),
+        "per_task_se": error,
+        "ratio_of_means": float(np.sum(firsts) / np.sum(seconds)),
+    }
+
+
+def as_metrics(policy: str, summary: Summary) -> dict[str, Any]:
+    """`eval/<policy>/accuracy`, `eval/<policy>/mean_tokens`, … for tracking."""
+    names = (
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "mean_tokens",
+        "median_tokens",
+        "p95_tokens",
+        "truncated_frac",
+    )
+    return {f"eval/{policy}/{name}": getattr(summary, name) for name in names}

@@ -1,0 +1,205 @@
+"""`report.html`, `report.md`, `summary.json` and the figures of a run, from what its directory holds."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from actors.types import EvaluationRecord
+from orchestrator import figures, run_files
+from orchestrator.metrics import Summary, by_difficulty, length_reduction, summarise
+from orchestrator.tracking import git_commit, library_versions
+
+POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
+NUM_SAMPLE_TASKS = 10
+PARTS = ("rollout", "update", "publish")
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write everything; returns the path of `report.html`. Parts that were not run are left out.
+
+    Raises FileNotFoundError for a directory that is no run, ValueError naming file and line for a damaged file.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise FileNotFoundError(f"{run_dir}: expected a run directory with config.yaml, found none")
+    records = {policy: found for policy in POLICIES if (found := run_files.read_records(run_dir, policy))}
+    metrics = run_files.read_metrics(run_dir)
+    summary = summarise_run(run_dir, records)
+    run_files.write_text(run_dir / "summary.json", json.dumps(summary, indent=2))
+    content = {
+        "name": run_dir.name,
+        "headline": headline(summary),
+        "table": table_rows(summary),
+        "difficulties": difficulty_rows(records),
+        "figures": draw_figures(run_dir, records, metrics),
+        "samples": pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
+        "policies": POLICIES,
+        "config": (run_dir / "config.yaml").read_text(),
+        "versions": summary["versions"],
+        "wall_s": summary["wall_s"],
+    }
+    loader = PackageLoader("orchestrator", "templates")
+    html = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html.filters["data_uri"] = data_uri
+    markdown = Environment(
+        loader=loader, autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    run_files.write_text(run_dir / "report.md", markdown.get_template("report.md.j2").render(**content))
+    return run_files.write_text(run_dir / "report.html", html.get_template("report.html.j2").render(**content))
+
+
+def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]]) -> dict[str, Any]:
+    """The contents of `summary.json`."""
+    timings = run_files.read_timings(run_dir)
+    summary: dict[str, Any] = {"stages": {policy: stage_numbers(summarise(found)) for policy, found in records.items()}}
+    if "sft" in records and "rl" in records:
+        summary["length_reduction"] = length_reduction(records["sft"], records["rl"])
+    summary["wall_s"] = sum(timings.values())
+    summary["stage_wall_s"] = timings
+    summary["versions"] = {"commit": git_commit(), **library_versions()}
+    return summary
+
+
+def stage_numbers(summary: Summary) -> dict[str, float]:
+    names = ("accuracy", "accuracy_low", "accuracy_high", "mean_tokens", "num_tasks")
+    return {name: getattr(summary, name) for name in names}
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One sentence that says how it came out."""
+    stages = summary["stages"]
+    if "length_reduction" not in summary:
+        return "This run has not been evaluated before and after RL yet."
+    before, after = stages["sft"], stages["rl"]
+    change = 100 * (after["accuracy"] - before["accuracy"])
+    return (
+        f"RL made completions {summary['length_reduction']['ratio_of_means']:.2f} times shorter "
+        f"({before['mean_tokens']:.0f} → {after['mean_tokens']:.0f} tokens) while accuracy went from "
+        f"{before['accuracy']:.1%} to {after['accuracy']:.1%} ({change:+.1f} points)."
+    )
+
+
+def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """Base, after SFT, after RL: texts for the tables of both reports and of the terminal."""
+    rows = []
+    stages = summary["stages"]
+    for policy, numbers in stages.items():
+        shorter = stages["sft"]["mean_tokens"] / numbers["mean_tokens"] if policy == "rl" and "sft" in stages else None
+        rows.append(
+            {
+                "policy": POLICIES[policy],
+                "accuracy": f"{numbers['accuracy']:.1%}",
+                "interval": f"{numbers['accuracy_low']:.1%} – {numbers['accuracy_high']:.1%}",
+                "tokens": f"{numbers['mean_tokens']:.1f}",
+                "shorter": f"{shorter:.2f}×" if shorter else "",
+                "tasks": str(numbers["num_tasks"]),
+            }
+        )
+    return rows
+
+
+def difficulty_rows(records: dict[str, list[EvaluationRecord]]) -> dict[str, list[dict[str, str]]]:
+    """Per policy: difficulty, accuracy and mean tokens; empty when the source does not grade its tasks."""
+    levels = {policy: by_difficulty(found) for policy, found in records.items()}
+    if any(set(found) == {0} for found in levels.values()):
+        return {}
+    return {
+        POLICIES[policy]: [
+            {"difficulty": str(level), "accuracy": f"{s.accuracy:.1%}", "tokens": f"{s.mean_tokens:.1f}"}
+            for level, s in found.items()
+        ]
+        for policy, found in levels.items()
+    }
+
+
+def draw_figures(
+    run_dir: Path, records: dict[str, list[EvaluationRecord]], metrics: Sequence[dict[str, Any]]
+) -> list[tuple[str, Path]]:
+    """(caption, path) of each figure that there is data for."""
+    directory = run_dir / "figures"
+    rl = [row for row in metrics if row["stage"] == "rl"]
+    sft = [row for row in metrics if row["stage"] == "sft"]
+    drawn: list[tuple[str, Path]] = []
+    if rl:
+        path = figures.draw_training(rl, directory / "training.png")
+        drawn.append(("Accuracy, reward and length over RL steps, on the prompts of each step.", path))
+    compared: dict[str, Sequence[EvaluationRecord]] = {
+        policy: records[policy] for policy in ("sft", "rl") if policy in records
+    }
+    if len(compared) == 2:
+        path = figures.draw_lengths(compared, directory / "lengths.png")
+        drawn.append(("Completion lengths on held-out tasks before and after RL.", path))
+    if records and difficulty_rows(records):
+        accuracy = {
+            policy: {level: (s.accuracy, s.accuracy_low, s.accuracy_high) for level, s in by_difficulty(found).items()}
+            for policy, found in records.items()
+        }
+        path = figures.draw_difficulty(accuracy, directory / "difficulty.png")
+        drawn.append(("Accuracy by difficulty, with 95 % intervals.", path))
+    if rl:
+        path = figures.draw_health(rl, directory / "health.png")
+        drawn.append(("Health of the run: a growing gap means that engines and learner disagree.", path))
+    if sft:
+        drawn.append(("SFT loss.", figures.draw_sft(sft, directory / "sft.png")))
+    if timings := run_files.read_timings(run_dir):
+        path = figures.draw_time(timings, step_parts(rl), directory / "time.png")
+        drawn.append(("Where the time went.", path))
+    return drawn
+
+
+def step_parts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean seconds of an RL step by part."""
+    if not rows:
+        return {"other": 1e-9}
+    parts = {part: sum(row[f"time/{part}_s"] for row in rows) / len(rows) for part in PARTS}
+    total = sum(row["time/step_s"] for row in rows) / len(rows)
+    return {**parts, "other": max(0.0, total - sum(parts.values()))}
+
+
+def pair_samples(run_dir: Path, policies: Sequence[str]) -> list[dict[str, Any]]:
+    """The same held-out tasks by each policy, spread over the evaluation's tasks."""
+    by_policy: dict[str, dict[str, dict[str, Any]]] = {}
+    for policy in policies:
+        by_policy[policy] = {}
+        for sample in run_files.read_evaluation_samples(run_dir, policy):
+            by_policy[policy].setdefault(sample["task_id"], sample)
+    if not by_policy:
+        return []
+    task_ids = list(next(iter(by_policy.values())))
+    stride = max(1, len(task_ids) // NUM_SAMPLE_TASKS)
+    # An odd stride walks through all difficulties when tasks are listed round-robin.
+    chosen = task_ids[:: stride + (stride + 1) % 2][:NUM_SAMPLE_TASKS]
+    return [
+        {
+            "prompt": first["prompt"],
+            "completions": {p: found[task_id] for p, found in by_policy.items() if task_id in found},
+        }
+        for task_id in chosen
+        for first in [next(found[task_id] for found in by_policy.values() if task_id in found)]
+    ]
+
+
+def data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def terminal_table(summary: dict[str, Any]) -> str:
+    """The summary for the end of a command."""
+    rows = table_rows(summary)
+    if not rows:
+        return headline(summary)
+    columns = {
+        "policy": "",
+        "accuracy": "accuracy",
+        "interval": "95 % interval",
+        "tokens": "mean tokens",
+        "shorter": "shorter",
+    }
+    widths = {key: max(len(title), *(len(row[key]) for row in rows)) for key, title in columns.items()}
+    lines = ["  ".join(title.ljust(widths[key]) for key, title in columns.items())]
+    lines += ["  ".join(row[key].ljust(widths[key]) for key in columns) for row in rows]
+    lines += ["", headline(summary), f"{rows[0]['tasks']} held-out tasks; {summary['wall_s']:.0f} s in all"]
+    return "\n".join(line.rstrip() for line in lines)

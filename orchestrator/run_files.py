@@ -1,0 +1,136 @@
+"""The files of a run directory: one writer and one reader each. JSON and JSON lines only.
+
+metrics.jsonl                  {"stage", "step", metric: value, …} per optimiser step
+samples/step_000123.jsonl      rollouts of that RL step
+evaluation/<policy>.jsonl      `EvaluationRecord`s; <policy> is base, sft or rl
+evaluation/<policy>_samples.jsonl
+                               the completions behind the records, in the same order
+timings.json                   seconds per stage, summed over resumes
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
+
+METRICS_FILE = "metrics.jsonl"
+TIMINGS_FILE = "timings.json"
+
+PromptText = Callable[[Prompt], str]
+"""How a prompt reads: its tokens, decoded."""
+
+
+def append_metrics(run_dir: Path, stage: str, step: int, metrics: dict[str, float]) -> None:
+    """One line; on disk when this returns."""
+    with (run_dir / METRICS_FILE).open("a") as file:
+        file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
+        file.flush()
+
+
+def forget_metrics_after(run_dir: Path, stage: str, step: int) -> None:
+    """Drop the lines of steps that a resumed stage is going to take again."""
+    kept = [row for row in read_metrics(run_dir) if row["stage"] != stage or row["step"] <= step]
+    _write_lines(run_dir / METRICS_FILE, kept)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return _read_lines(run_dir / METRICS_FILE)
+
+
+def write_samples(
+    run_dir: Path, step: int, groups: Sequence[RolloutGroup], prompt_text: PromptText
+) -> list[dict[str, Any]]:
+    """The rollouts of one RL step; returns what was written."""
+    rows = [{"step": step, **_sample(rollout, prompt_text)} for group in groups for rollout in group.rollouts]
+    _write_lines(run_dir / "samples" / f"step_{step:06d}.jsonl", rows)
+    return rows
+
+
+def write_evaluation(
+    run_dir: Path,
+    policy: str,
+    records: Sequence[EvaluationRecord],
+    groups: Sequence[RolloutGroup],
+    prompt_text: PromptText,
+) -> list[dict[str, Any]]:
+    """Records last: their file says that the evaluation of this policy is complete. Returns the samples."""
+    directory = run_dir / "evaluation"
+    samples = [_sample(rollout, prompt_text) for group in groups for rollout in group.rollouts]
+    _write_lines(directory / f"{policy}_samples.jsonl", samples)
+    _write_lines(directory / f"{policy}.jsonl", [asdict(record) for record in records])
+    return samples
+
+
+def read_records(run_dir: Path, policy: str) -> list[EvaluationRecord]:
+    """Empty when the policy was not evaluated."""
+    rows = _read_lines(run_dir / "evaluation" / f"{policy}.jsonl")
+    sequences = ("answers", "tokens", "correct", "truncated")
+    records = []
+    for row in rows:
+        fields: dict[str, Any] = {key: tuple(value) if key in sequences else value for key, value in row.items()}
+        records.append(EvaluationRecord(**fields))
+    return records
+
+
+def read_evaluation_samples(run_dir: Path, policy: str) -> list[dict[str, Any]]:
+    return _read_lines(run_dir / "evaluation" / f"{policy}_samples.jsonl")
+
+
+def add_timing(run_dir: Path, part: str, seconds: float) -> None:
+    timings = read_timings(run_dir)
+    timings[part] = timings.get(part, 0.0) + seconds
+    write_text(run_dir / TIMINGS_FILE, json.dumps(timings, indent=2))
+
+
+def read_timings(run_dir: Path) -> dict[str, float]:
+    path = run_dir / TIMINGS_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Under a temporary name first: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    return path
+
+
+def _sample(rollout: Rollout, prompt_text: PromptText) -> dict[str, Any]:
+    prompt, completion, reward = rollout.prompt, rollout.completion, rollout.reward
+    return {
+        "task_id": prompt.task_id,
+        "prompt": prompt_text(prompt),
+        "completion": completion.text,
+        "num_tokens": completion.num_tokens,
+        "budget_tokens": prompt.budget_tokens,
+        "finish_reason": completion.finish_reason,
+        "answer": reward.answer,
+        "outcome": str(reward.outcome),
+        "reward": reward.value,
+        "breakdown": reward.breakdown,
+        "policy_version": completion.policy_version,
+        "adapter_sha256": completion.adapter_sha256,
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Empty when the file is not there. Raises ValueError naming file and line of a damaged one."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}") from error
+    return rows

@@ -1,0 +1,486 @@
+"""One real DeepSpeed rank on a tiny random model; two ranks as Ray actors."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from actors import adapters
+from actors.learner import LearnerRank
+from actors.learner_group import LearnerGroup, check_agreement
+from actors.types import StageSpec, TrainBatch, TrainRow, UpdateResult
+from configs.schema import LearnerSection, LoraSection, ModelSection
+
+pytestmark = pytest.mark.integration
+
+LORA = LoraSection(rank=4, alpha=8.0)
+SFT = StageSpec(kind="sft", num_steps=8, learning_rate=2e-2, warmup_frac=0.25)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    directory = tmp_path_factory.mktemp("model")
+    Qwen2ForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def settings_of(model_dir, dtype="float32", **learner):
+    defaults = {"num_gpus_per_rank": 0, "num_threads": 1, "micro_batch_tokens": 64}
+    return {
+        "model": ModelSection(dtype=dtype),
+        "model_path": str(model_dir),
+        "lora": LORA,
+        "learner": LearnerSection(**(defaults | learner)),
+        "seed": 3,
+    }
+
+
+@pytest.fixture
+def make_rank(model_dir):
+    """Makes one connected rank at a time; the process group is this process's."""
+    made = []
+
+    def make(**settings):
+        while made:
+            made.pop().close()
+        rank = LearnerRank(rank=0, num_ranks=1, **settings_of(model_dir, **settings))
+        rank.connect(*rank.find_master_address())
+        made.append(rank)
+        return rank
+
+    yield make
+    while made:
+        made.pop().close()
+
+
+def make_rows(num_rows=10, seed=0, start=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        num_tokens, num_prompt = int(rng.integers(8, 24)), int(rng.integers(2, 6))
+        mask = np.arange(num_tokens) >= num_prompt
+        logprobs = np.where(mask, rng.normal(-3.0, 0.5, num_tokens), 0.0)
+        rows.append(
+            TrainRow(
+                token_ids=rng.integers(1, 40, num_tokens).astype(np.int32),
+                start=num_prompt - 1 if start is None else start,
+                loss_mask=mask,
+                behaviour_logprobs=logprobs.astype(np.float32),
+                advantage=float(rng.normal()),
+            )
+        )
+    return tuple(rows)
+
+
+def num_trained(rows):
+    return int(sum(row.loss_mask.sum() for row in rows))
+
+
+def trained_adapter(rank, num_steps=3):
+    """A packed adapter that differs from the base, from a short SFT stage."""
+    rank.begin_stage(SFT)
+    rows = make_rows(seed=9)
+    for _ in range(num_steps):
+        rank.update(rows, num_trained(rows))
+    return rank.publish()[1]
+
+
+def peft_logprobs(model_dir, packed, row, tmp_path, temperature=1.0):
+    """Independent of our layers: plain PEFT, the whole logits, one row at a time, with gradient."""
+    adapters.write_directory(packed, tmp_path / adapters.sha256(packed))
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, tmp_path / adapters.sha256(packed), is_trainable=True)
+    return model, logprobs_of(model, row, temperature)
+
+
+def logprobs_of(model, row, temperature=1.0):
+    tokens = torch.from_numpy(row.token_ids.astype(np.int64))[None]
+    logits = model(input_ids=tokens).logits[0, :-1].float() / temperature
+    logprobs = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+    return logprobs[torch.from_numpy(row.loss_mask[1:])]
+
+
+def test_sft_lowers_the_loss_and_counts_versions(make_rank):
+    rank, rows = make_rank(), make_rows()
+    rank.begin_stage(SFT)
+    results = [rank.update(rows, num_trained(rows)) for _ in range(6)]
+    assert [result.policy_version for result in results] == [1, 2, 3, 4, 5, 6]
+    losses = [result.metrics["train/loss"] for result in results]
+    assert losses[-1] < losses[0] - 0.3
+    assert results[0].metrics["train/learning_rate"] == pytest.approx(1e-2)
+    assert results[0].metrics["train/num_loss_tokens"] == num_trained(rows)
+    assert rank.publish()[0].version == 6
+
+
+def test_the_first_sft_loss_is_the_base_models_cross_entropy(make_rank, model_dir):
+    rank, rows = make_rank(), make_rows()
+    rank.begin_stage(SFT)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    expected = -sum(logprobs_of(base, row).sum().item() for row in rows) / num_trained(rows)
+    assert rank.update(rows, num_trained(rows)).metrics["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_published_adapter_loads_in_plain_peft_with_equal_logprobs(make_rank, model_dir, tmp_path):
+    rank = make_rank()
+    packed = trained_adapter(rank)
+    rows = make_rows(seed=1)
+    ours = rank.sequence_logprobs(rows, "policy")
+    assert np.abs(ours[0] - rank.sequence_logprobs(rows, "base")[0]).max() > 0.05
+    for row, logprobs in zip(rows, ours, strict=True):
+        _, expected = peft_logprobs(model_dir, packed, row, tmp_path / str(id(row)))
+        np.testing.assert_allclose(logprobs, expected.detach().numpy(), atol=2e-5)
+
+
+def test_published_names_are_those_peft_saves(make_rank, model_dir, tmp_path):
+    packed = trained_adapter(make_rank(), num_steps=1)
+    model, _ = peft_logprobs(model_dir, packed, make_rows()[0], tmp_path)
+    model.save_pretrained(tmp_path / "peft")
+    theirs, their_config = adapters.unpack(adapters.read_directory(tmp_path / "peft"))
+    ours, our_config = adapters.unpack(packed)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {key: their_config[key] for key in ("r", "lora_alpha", "peft_type", "bias")} == {
+        key: our_config[key] for key in ("r", "lora_alpha", "peft_type", "bias")
+    }
+    assert set(their_config["target_modules"]) == set(our_config["target_modules"])
+
+
+def test_grpo_loss_and_gradient_equal_a_computation_by_hand(make_rank, model_dir, tmp_path):
+    """The gradient is read off Adam: its first moment after one step is (1 - beta1) times the clipped gradient."""
+    rank = make_rank(max_grad_norm=0.5)
+    start = trained_adapter(rank)
+    temperature, beta = 0.8, 0.05
+    stage = StageSpec(
+        kind="rl",
+        num_steps=4,
+        learning_rate=1e-3,
+        warmup_frac=0.0,
+        temperature=temperature,
+        kl_beta=beta,
+        kl_reference="base",
+        start_adapter=start,
+        policy_version=7,
+    )
+    rank.begin_stage(stage)
+    rows = make_rows(num_rows=4, seed=5)
+    # Behaviour near the policy: some ratios inside the clip, some outside, some past the cap.
+    policy_now = rank.sequence_logprobs(rows, "policy")
+    rng, near = np.random.default_rng(0), []
+    for row, logprobs in zip(rows, policy_now, strict=True):
+        behaviour = row.behaviour_logprobs.copy()
+        behaviour[row.loss_mask] = logprobs + rng.normal(0, 0.5, len(logprobs))
+        near.append(dataclasses.replace(row, behaviour_logprobs=behaviour))
+    result = rank.update(tuple(near), num_trained(near))
+    state = adapters.load_safetensors(rank.save_state())
+
+    model, _ = peft_logprobs(model_dir, start, near[0], tmp_path, temperature)
+    loss, num_clipped, kl_sum = torch.zeros(()), 0, 0.0
+    for row in near:
+        policy = logprobs_of(model, row, temperature)
+        with model.disable_adapter(), torch.no_grad():
+            reference = logprobs_of(model, row, temperature)
+        behaviour = torch.from_numpy(row.behaviour_logprobs[row.loss_mask])
+        for t in range(len(policy)):
+            ratio = torch.exp(policy[t] - behaviour[t])
+            if ratio > 2.0:
+                ratio = torch.tensor(2.0)
+            clipped = min(max(ratio, torch.tensor(0.8)), torch.tensor(1.2))
+            unclipped_term, clipped_term = ratio * row.advantage, clipped * row.advantage
+            num_clipped += int(clipped_term < unclipped_term)
+            difference = reference[t] - policy[t]
+            kl = torch.exp(difference) - difference - 1
+            kl_sum += kl.item()
+            loss = loss - torch.minimum(unclipped_term, clipped_term) + beta * kl
+    loss = loss / num_trained(near)
+    loss.backward()
+    gradients = {name.replace(".default", ""): p.grad for name, p in model.named_parameters() if p.requires_grad}
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+    assert result.policy_version == 8
+    assert result.metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert result.metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert result.metrics["train/clip_frac"] == pytest.approx(num_clipped / num_trained(near))
+    assert result.metrics["train/kl"] == pytest.approx(kl_sum / num_trained(near), rel=1e-4)
+    scale = 0.1 * min(1.0, 0.5 / norm)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(state[f"exp_avg/{name}"], scale * gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_logprobs_do_not_depend_on_padding_or_micro_batches(make_rank):
+    rank = make_rank(micro_batch_tokens=10_000)
+    rows = make_rows(num_rows=6)
+    packed = trained_adapter(rank)
+    together = rank.sequence_logprobs(rows, "policy")
+    alone = [rank.sequence_logprobs((row,), "policy")[0] for row in rows]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    small = make_rank(micro_batch_tokens=30)
+    stage = dataclasses.replace(SFT, start_adapter=packed)
+    small.begin_stage(stage)
+    in_many = small.update(rows, num_trained(rows)).metrics
+    rank = make_rank(micro_batch_tokens=10_000)
+    rank.begin_stage(stage)
+    in_one = rank.update(rows, num_trained(rows)).metrics
+    for name in ("train/loss", "train/grad_norm", "train/entropy"):
+        assert in_many[name] == pytest.approx(in_one[name], rel=1e-5)
+    assert in_many["train/padding_frac"] < in_one["train/padding_frac"]
+
+
+def test_logits_are_computed_only_for_trained_tokens(make_rank, monkeypatch):
+    from actors import policy_model
+
+    num_scored = []
+
+    def counting(hidden, *args, **kwargs):
+        num_scored.append(len(hidden))
+        return original(hidden, *args, **kwargs)
+
+    original = policy_model.token_logprobs
+    monkeypatch.setattr(policy_model, "token_logprobs", counting)
+    rank, rows = make_rank(), make_rows()
+    rank.begin_stage(SFT)
+    rank.update(rows, num_trained(rows))
+    assert sum(num_scored) == num_trained(rows)
+
+
+def test_the_adapter_acts_from_start_on(make_rank):
+    rank = make_rank()
+    trained_adapter(rank)
+    (row,) = make_rows(num_rows=1)
+    everywhere = rank.sequence_logprobs((row,), "policy")[0]
+    base = rank.sequence_logprobs((row,), "base")[0]
+    first = int(np.flatnonzero(row.loss_mask)[0])
+    late = dataclasses.replace(row, start=first + 2)
+    masked, other = rank.sequence_logprobs((late, dataclasses.replace(row, start=len(row.token_ids))), "policy")
+    # Positions before start predict as the base does; the first adapted position predicts token start + 1.
+    np.testing.assert_allclose(masked[:3], base[:3], atol=1e-5)
+    assert np.abs(masked[3:] - base[3:]).max() > 1e-3
+    assert np.abs(masked[3:] - everywhere[3:]).max() > 1e-3
+    np.testing.assert_allclose(other, base, atol=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_resuming_is_exact(make_rank, zero_stage, kind):
+    rank = make_rank(zero_stage=zero_stage)
+    stage = dataclasses.replace(SFT, dropout=0.1)
+    if kind == "rl":
+        stage = StageSpec(
+            kind="rl",
+            num_steps=6,
+            learning_rate=1e-2,
+            warmup_frac=0.2,
+            kl_beta=0.1,
+            start_adapter=trained_adapter(rank),
+            policy_version=3,
+        )
+    rows = make_rows()
+    rank.begin_stage(stage)
+    for _ in range(2):
+        rank.update(rows, num_trained(rows))
+    state = rank.save_state()
+    straight = [rank.update(rows, num_trained(rows)) for _ in range(2)]
+    end = rank.save_state()
+    rank.begin_stage(stage)
+    rank.load_state(state)
+    assert rank.save_state() == state
+    resumed = [rank.update(rows, num_trained(rows)) for _ in range(2)]
+    assert [r.policy_version for r in resumed] == [r.policy_version for r in straight]
+    assert [r.metrics["train/loss"] for r in resumed] == [r.metrics["train/loss"] for r in straight]
+    assert rank.save_state() == end
+
+
+def test_a_state_moves_between_zero_stages(make_rank):
+    rows, states = make_rows(), []
+    for zero_stage, offload_optimizer in ((0, False), (2, False), (2, True), (3, False), (3, True)):
+        rank = make_rank(zero_stage=zero_stage, offload_optimizer=offload_optimizer)
+        rank.begin_stage(SFT)
+        if states:
+            rank.load_state(states[-1])
+        rank.update(rows, num_trained(rows))
+        states.append(rank.save_state())
+    straight = make_rank()
+    straight.begin_stage(SFT)
+    for _ in states:
+        straight.update(rows, num_trained(rows))
+    expected, got = (adapters.load_safetensors(blob) for blob in (straight.save_state(), states[-1]))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_loss_that_is_not_finite_raises_and_changes_nothing(make_rank, zero_stage):
+    rank, rows = make_rank(zero_stage=zero_stage), make_rows()
+    start = trained_adapter(rank)
+    rank.begin_stage(StageSpec(kind="rl", num_steps=4, learning_rate=1e-2, warmup_frac=0.0, start_adapter=start))
+    rank.update(rows, num_trained(rows))
+    before = rank.save_state()
+    poisoned = (dataclasses.replace(rows[0], advantage=math.nan), *rows[1:])
+    with pytest.raises(RuntimeError, match="loss is nan at step 1"):
+        rank.update(poisoned, num_trained(rows))
+    assert rank.save_state() == before
+    assert math.isfinite(rank.update(rows, num_trained(rows)).metrics["train/loss"])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_gradient_that_is_not_finite_raises_and_changes_nothing(make_rank, zero_stage):
+    rank, rows = make_rank(zero_stage=zero_stage), make_rows()
+    rank.begin_stage(SFT)
+    rank.update(rows, num_trained(rows))
+    before = rank.save_state()
+    handle = next(iter(rank._parameters.values())).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(RuntimeError, match=r"gradient norm is (nan|inf) at step 1"):
+        rank.update(rows, num_trained(rows))
+    handle.remove()
+    assert rank.save_state() == before
+
+
+def test_a_wrong_count_of_trained_tokens_is_refused(make_rank):
+    rank, rows = make_rank(), make_rows()
+    rank.begin_stage(SFT)
+    with pytest.raises(ValueError, match=f"expected {num_trained(rows) + 1} trained tokens"):
+        rank.update(rows, num_trained(rows) + 1)
+
+
+def test_calls_out_of_order_and_unfit_adapters_are_refused(make_rank, model_dir):
+    rank = make_rank()
+    with pytest.raises(RuntimeError, match="begin_stage"):
+        rank.publish()
+    start = trained_adapter(rank, num_steps=1)
+    tensors, config = adapters.unpack(start)
+    with pytest.raises(ValueError, match=r"lora\.rank"):
+        rank.begin_stage(dataclasses.replace(SFT, start_adapter=adapters.pack(tensors, config | {"r": 8})))
+    tensors.pop(min(tensors))
+    with pytest.raises(ValueError, match="does not fit"):
+        rank.begin_stage(dataclasses.replace(SFT, start_adapter=adapters.pack(tensors, config)))
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_bfloat16_base_trains_an_fp32_adapter(make_rank, gradient_checkpointing):
+    rank, rows = make_rank(dtype="bfloat16", gradient_checkpointing=gradient_checkpointing), make_rows()
+    start = trained_adapter(rank)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in adapters.unpack(start)[0].values())
+    rank.begin_stage(
+        StageSpec(kind="rl", num_steps=9, learning_rate=1e-4, warmup_frac=0.0, kl_beta=0.1, start_adapter=start)
+    )
+    before = rank.save_state()
+    rank.update(rows, num_trained(rows))
+    after = adapters.load_safetensors(rank.save_state())
+    # Steps of 1e-4 on weights near 0.1 would be lost in bf16.
+    for name, tensor in adapters.load_safetensors(before).items():
+        assert after[name].dtype == torch.float32
+        if name.startswith("weight/"):
+            assert (after[name] != tensor).float().mean() > 0.9
+
+
+def test_gradient_checkpointing_changes_no_number(make_rank):
+    rows, metrics = make_rows(), []
+    for gradient_checkpointing in (False, True):
+        rank = make_rank(gradient_checkpointing=gradient_checkpointing)
+        start = trained_adapter(rank)
+        rank.begin_stage(
+            StageSpec(kind="rl", num_steps=4, learning_rate=1e-2, warmup_frac=0.0, kl_beta=0.1, start_adapter=start)
+        )
+        metrics.append([rank.update(rows, num_trained(rows)).metrics for _ in range(2)])
+    for plain, checkpointed in zip(*metrics, strict=True):
+        for name in ("train/loss", "train/grad_norm", "train/kl"):
+            assert checkpointed[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-7)
+
+
+def test_ranks_that_disagree_are_caught():
+    first = UpdateResult(policy_version=1, metrics={"train/loss": 1.0})
+    check_agreement(first, UpdateResult(policy_version=1, metrics={"train/loss": 1.0 + 1e-9}), 1)
+    with pytest.raises(RuntimeError, match="train/loss: rank 0 has 1"):
+        check_agreement(first, UpdateResult(policy_version=1, metrics={"train/loss": 1.1}), 1)
+    with pytest.raises(RuntimeError, match="policy version"):
+        check_agreement(first, UpdateResult(policy_version=2, metrics={"train/loss": 1.0}), 1)
+
+
+class HangingRank:
+    def update(self, rows, num_loss_tokens):
+        time.sleep(600)
+
+
+class FailingRank:
+    def update(self, rows, num_loss_tokens):
+        raise ValueError("bad row")
+
+
+def test_a_rank_that_fails_or_hangs_is_named_at_once(ray_cluster):
+    hanging = ray.remote(HangingRank).options(num_cpus=0).remote()
+    failing = ray.remote(FailingRank).options(num_cpus=0).remote()
+    batch = TrainBatch(rows_per_rank=((), ()), num_loss_tokens=1)
+    with pytest.raises(ValueError, match="bad row") as caught:
+        LearnerGroup([hanging, failing], start_timeout_s=60, call_timeout_s=60).update(batch)
+    assert caught.value.__notes__ == ["in update of learner rank 1"]
+    with pytest.raises(RuntimeError, match="within 1 s, rank 0 gave none"):
+        LearnerGroup([hanging], start_timeout_s=1, call_timeout_s=1).update(
+            TrainBatch(rows_per_rank=((),), num_loss_tokens=1)
+        )
+    ray.kill(hanging)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, model_dir, zero_stage):
+    rows = make_rows(num_rows=9)
+    shards = (rows[:2], rows[2:])  # unequal on purpose: rank 0 pads with dummy micro-batches
+    alone = make_rank()
+    start = trained_adapter(alone)
+    stage = StageSpec(
+        kind="rl", num_steps=5, learning_rate=1e-2, warmup_frac=0.0, kl_beta=0.1, start_adapter=start, policy_version=3
+    )
+    alone.begin_stage(stage)
+    expected = [alone.update(rows, num_trained(rows)) for _ in range(2)]
+
+    settings = settings_of(model_dir, zero_stage=zero_stage)
+    actor = ray.remote(LearnerRank).options(num_cpus=1)
+    handles = [actor.remote(rank=i, num_ranks=2, **settings) for i in range(2)]
+    group = LearnerGroup(handles, start_timeout_s=120, call_timeout_s=60)
+    try:
+        group.connect()
+        group.begin_stage(stage)
+        batch = TrainBatch(rows_per_rank=shards, num_loss_tokens=num_trained(rows))
+        results = [group.update(batch) for _ in range(2)]
+        for one, two in zip(expected, results, strict=True):
+            assert one.policy_version == two.policy_version
+            for name, value in one.metrics.items():
+                if not name.startswith(("time/", "train/padding")):
+                    assert two.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        one, two = adapters.load_safetensors(alone.save_state()), adapters.load_safetensors(group.save_state())
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5)
+        adapter, packed = group.publish()
+        assert adapter.version == 5
+        assert adapters.sha256(ray.get(packed)) == adapter.sha256
+        state = group.save_state()
+        group.load_state(state)
+        assert group.save_state() == state
+        empty = TrainBatch(rows_per_rank=((), rows), num_loss_tokens=num_trained(rows))
+        assert math.isfinite(group.update(empty).metrics["train/loss"])
+        with pytest.raises(ValueError, match="expected 2 shards"):
+            group.update(TrainBatch(rows_per_rank=(rows,), num_loss_tokens=1))
+        poisoned = dataclasses.replace(rows[0], advantage=math.nan)
+        with pytest.raises(RuntimeError, match="loss is nan at step 3"):
+            group.update(TrainBatch(rows_per_rank=((poisoned,), rows[1:]), num_loss_tokens=num_trained(rows)))
+        group.close()
+    finally:
+        for handle in handles:
+            ray.kill(handle)

@@ -1,0 +1,73 @@
+"""Engines that lie about their adapter, as hand-written fakes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from actors import adapters
+from orchestrator import probe
+from orchestrator.probe import logprob_distance, prove_adapters_reach
+from tests.fakes import make_completion, make_prompt
+
+
+class FakeEngines:
+    """Engines whose logprobs depend on the bytes last loaded, unless told otherwise."""
+
+    def __init__(self, logprob_of):
+        self._logprob_of = logprob_of
+        self.loaded = []
+        self.rollout_actors = [self]
+        self.generate = self
+
+    def load_adapter(self, ref, packed):
+        self.loaded.append(packed)
+
+    def remote(self, prompt, n, sampling, version):
+        completion = make_completion(num_tokens=2)
+        logprobs = np.full(2, self._logprob_of(self.loaded), dtype=np.float32)
+        return (replace(completion, behaviour_logprobs=logprobs),)
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(probe.ray, "get", lambda value, timeout=None: value)
+    return adapters.pack({"a.lora_A.weight": torch.ones(2, 2)}, {"r": 2})
+
+
+def prove(engines, packed):
+    prove_adapters_reach(engines, adapters.make_ref(packed, 0), packed, prompt=make_prompt())
+
+
+def test_an_engine_that_uses_its_adapter_passes(packed):
+    engines = FakeEngines(lambda loaded: -0.5 if loaded[-1] == packed else -0.9)
+    prove(engines, packed)
+    assert [item == packed for item in engines.loaded] == [True, False, True]
+
+
+def test_an_engine_that_ignores_the_adapter_is_found_out(packed):
+    with pytest.raises(RuntimeError, match="engine 0 ignores the adapter"):
+        prove(FakeEngines(lambda loaded: -0.5), packed)
+
+
+def test_an_engine_that_keeps_the_probe_is_found_out(packed):
+    with pytest.raises(RuntimeError, match="engine 0 does not return to adapter version 0"):
+        prove(FakeEngines(lambda loaded: -0.5 if len(loaded) == 1 else -0.9), packed)
+
+
+def test_distance_compares_up_to_the_first_different_token():
+    first = make_completion(num_tokens=3)
+    second = replace(
+        first,
+        token_ids=np.array([10, 99, 12], dtype=np.int32),
+        behaviour_logprobs=np.array([-0.5, -0.7, -9.0], dtype=np.float32),
+    )
+    assert logprob_distance(first, second) == pytest.approx(0.2)
+    assert logprob_distance(first, first) == 0.0
+
+
+def test_completions_that_part_at_once_are_infinitely_far():
+    first = make_completion(num_tokens=1)
+    assert logprob_distance(first, replace(first, token_ids=np.array([99], dtype=np.int32))) == float("inf")

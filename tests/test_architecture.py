@@ -1,0 +1,108 @@
+"""The rules of the house that a program can check: who imports whom, how long a file may be, what may be written."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("configs", "rewards", "actors", "deploy", "orchestrator")
+"""A folder imports only from folders to its left, and from itself."""
+ONLY_IMPORTERS = {
+    "omegaconf": {"configs/load.py"},
+    "math_verify": {"rewards/math_answer.py"},
+    "vllm": {"actors/engine.py", "actors/cpu_lora.py"},
+    "deepspeed": {"actors/learner.py"},
+    "datasets": {"orchestrator/datasets.py"},
+    "mlflow": {"orchestrator/tracking.py"},
+    "matplotlib": {"orchestrator/figures.py"},
+    "gguf": {"deploy/gguf.py"},
+}
+MAX_LINES = 400
+
+
+def source_files(root: Path) -> list[Path]:
+    return sorted(path for layer in LAYERS for path in (root / layer).rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Top-level packages that a file imports anywhere, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+def arrow_violations(root: Path) -> list[str]:
+    found = []
+    for path in source_files(root):
+        layer = path.relative_to(root).parts[0]
+        for package in imports_of(path):
+            if package in LAYERS and LAYERS.index(package) > LAYERS.index(layer):
+                found.append(f"{path.relative_to(root)} imports {package}")
+    return found
+
+
+def importer_violations(root: Path) -> list[str]:
+    found = []
+    for path in source_files(root):
+        name = path.relative_to(root).as_posix()
+        for package in imports_of(path):
+            if package in ONLY_IMPORTERS and name not in ONLY_IMPORTERS[package]:
+                found.append(f"{name} imports {package}")
+    return found
+
+
+def tracked_text_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.stdout.splitlines()]
+    return [path for path in paths if path.is_file() and path.suffix not in {".safetensors", ".png"}]
+
+
+def test_folders_import_only_from_their_left():
+    assert arrow_violations(ROOT) == []
+
+
+def test_heavy_libraries_have_one_importer():
+    assert importer_violations(ROOT) == []
+
+
+def test_files_stay_under_the_limit():
+    files = [*source_files(ROOT), *(ROOT / "tests").rglob("*.py")]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_the_rules_find_what_they_forbid(tmp_path):
+    for layer in LAYERS:
+        (tmp_path / layer).mkdir()
+    (tmp_path / "rewards" / "bad.py").write_text("def f():\n    from orchestrator.train import train\n")
+    (tmp_path / "orchestrator" / "bad.py").write_text("import vllm.lora\nfrom actors import engine\n")
+    assert arrow_violations(tmp_path) == ["rewards/bad.py imports orchestrator"]
+    assert importer_violations(tmp_path) == ["orchestrator/bad.py imports vllm"]
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    code = "import sys, orchestrator.__main__; print(sorted({n.split('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert loaded & {"torch", "transformers", "vllm", "deepspeed", "ray", "mlflow", "matplotlib", "datasets"} == set()
+
+
+def test_no_index_address_and_no_home_directory_is_written_anywhere():
+    forbidden = re.compile(r"--(?:extra-)?index-url|--find-links|/home/\w|/root/\w|https?://[\w.]*pypi")
+    here = Path(__file__)
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in tracked_text_files()
+        if path != here
+        for match in forbidden.finditer(path.read_text(errors="ignore"))
+    ]
+    assert found == []
