@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from actors.adapters import make_ref, pack, unpack
 from actors.learner_state import KINDS, LearnerState
-from actors.losses import policy_gradient_loss, sft_loss
-from actors.masked_lora import adapter_parameters, add_adapter, fresh_tensors, peft_config
+from actors.losses import policy_gradient_loss, sft_loss, step_metrics
+from actors.masked_lora import adapter_parameters, add_adapter, check_shapes, fresh_tensors, peft_config
 from actors.micro_batches import MicroBatch, dummy_row, learning_rate, split_rows
 from actors.policy_model import PolicyModel
 from actors.types import AdapterRef, StageSpec, TrainRow, UpdateResult
@@ -161,6 +161,7 @@ class LearnerRank:
         totals = self._reduce([*sums.tolist(), *counts], dist.ReduceOp.SUM).tolist()
         total = dict(zip(SUMS + COUNTS, totals, strict=True))
         if total["loss_tokens"] != num_loss_tokens:
+            self._discard_gradients()
             raise ValueError(
                 f"expected {num_loss_tokens} trained tokens over all ranks, got {total['loss_tokens']:.0f}"
             )
@@ -171,24 +172,11 @@ class LearnerRank:
         grad_norm = self._take_step(rate)
         self._step += 1
         maxima = self._reduce([gap_max.item(), time.monotonic() - started_s], dist.ReduceOp.MAX).tolist()
-        metrics = {
-            "train/loss": total["loss"],
+        metrics = step_metrics(self._stage.kind, total, maxima[0], num_loss_tokens) | {
             "train/grad_norm": grad_norm,
             "train/learning_rate": rate,
-            "train/entropy": total["entropy"] / num_loss_tokens,
-            "train/num_loss_tokens": float(num_loss_tokens),
-            "train/num_tokens": total["tokens"],
-            "train/padding_frac": 1 - total["tokens"] / total["area_tokens"],
             "time/update_s": maxima[1],
         }
-        if self._stage.kind == "rl":
-            metrics |= {
-                "train/kl": total["kl"] / num_loss_tokens,
-                "train/clip_frac": total["clipped"] / num_loss_tokens,
-                "train/ratio_mean": total["ratio"] / num_loss_tokens,
-                "rollout/logprob_gap_mean": total["gap"] / num_loss_tokens,
-                "rollout/logprob_gap_max": maxima[0],
-            }
         return UpdateResult(policy_version=self._version, metrics=metrics)
 
     def publish(self) -> tuple[AdapterRef, bytes]:
@@ -221,12 +209,7 @@ class LearnerRank:
             raise ValueError(f"learner state: expected one of stage {self._stage.kind}, got {state.stage_kind}")
         got = {name: tuple(tensor.shape) for name, tensor in state.tensors["weight"].items()}
         expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
-        if got != expected:
-            name = min(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-            raise ValueError(
-                f"learner state does not fit the adapter: {name}: "
-                f"expected shape {expected.get(name)}, got {got.get(name)}"
-            )
+        check_shapes("learner state", expected, got)
         if state.step:
             # A step at learning rate 0 makes the optimiser lay out its state, wherever ZeRO keeps it.
             loss, _ = self._loss(MicroBatch.from_rows([dummy_row()]).to(self._device), 1)

@@ -94,3 +94,23 @@ def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: s
         case "k3":
             return difference.exp() - difference - 1
     raise ValueError(f"kl_estimator must be k1, k2 or k3, got {estimator!r}")
+
+
+def step_metrics(kind: str, sums: dict[str, float], gap_max: float, num_loss_tokens: int) -> dict[str, float]:
+    """Metrics of one step from sums over all its tokens: `loss` is the loss itself, the others are divided."""
+    metrics = {
+        "train/loss": sums["loss"],
+        "train/entropy": sums["entropy"] / num_loss_tokens,
+        "train/num_loss_tokens": float(num_loss_tokens),
+        "train/num_tokens": sums["tokens"],
+        "train/padding_frac": 1 - sums["tokens"] / sums["area_tokens"],
+    }
+    if kind == "rl":
+        metrics |= {
+            "train/kl": sums["kl"] / num_loss_tokens,
+            "train/clip_frac": sums["clipped"] / num_loss_tokens,
+            "train/ratio_mean": sums["ratio"] / num_loss_tokens,
+            "rollout/logprob_gap_mean": sums["gap"] / num_loss_tokens,
+            "rollout/logprob_gap_max": gap_max,
+        }
+    return metrics

@@ -104,14 +104,19 @@ def add_adapter(
         expected[peft_name(name, "A")] = (rank, layer.base.in_features)
         expected[peft_name(name, "B")] = (layer.base.out_features, rank)
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_shapes("adapter", expected, got)
+    for name, layer in layers.items():
+        layer.add_adapter(adapter, tensors[peft_name(name, "A")], tensors[peft_name(name, "B")], trainable)
+
+
+def check_shapes(what: str, expected: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError naming the first tensor whose name or shape is not as expected."""
     if got != expected:
         name = min(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
         raise ValueError(
-            f"adapter does not fit the model and lora section: {name}: "
+            f"{what} does not fit the model and the lora section: {name}: "
             f"expected shape {expected.get(name)}, got {got.get(name)}"
         )
-    for name, layer in layers.items():
-        layer.add_adapter(adapter, tensors[peft_name(name, "A")], tensors[peft_name(name, "B")], trainable)
 
 
 def adapter_parameters(layers: dict[str, MaskedLora], adapter: str) -> dict[str, nn.Parameter]:

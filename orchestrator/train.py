@@ -67,13 +67,13 @@ def begin(stage: Stage, start_adapter: bytes) -> StageState:
     saved = checkpoint.load_latest(stage.directory)
     state = saved.state if saved else StageState()
     forget_metrics_after(config.run_dir, stage.name, state.step)
-    stage.cluster.learner.begin_stage(rl_spec(config, start_adapter, state.step))
+    stage.cluster.learner.begin_stage(rl_spec(config, start_adapter))
     if saved:
         stage.cluster.learner.load_state(saved.learner)
     return state
 
 
-def rl_spec(config: RunConfig, start_adapter: bytes, policy_version: int) -> StageSpec:
+def rl_spec(config: RunConfig, start_adapter: bytes) -> StageSpec:
     """The learner's part of the settings; RL trains without dropout, at the rollout's temperature."""
     rl = config.rl
     return StageSpec(
@@ -91,7 +91,6 @@ def rl_spec(config: RunConfig, start_adapter: bytes, policy_version: int) -> Sta
         kl_estimator=rl.kl_estimator,
         kl_reference=rl.kl_reference,
         start_adapter=start_adapter,
-        policy_version=policy_version,
     )
 
 

@@ -1,113 +1,25 @@
-"""One real DeepSpeed rank on a tiny random model; two ranks as Ray actors."""
+"""One real DeepSpeed rank on a tiny random model."""
 
 import dataclasses
 import math
-import time
 
 import numpy as np
 import pytest
-import ray
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from actors import adapters
-from actors.learner import LearnerRank
-from actors.learner_group import LearnerGroup, check_agreement
-from actors.types import StageSpec, TrainBatch, TrainRow, UpdateResult
-from configs.schema import LearnerSection, LoraSection, ModelSection
+from actors.types import StageSpec
+from tests.actors.learner_setup import SFT, make_rows, num_trained, trained_adapter
 
 pytestmark = pytest.mark.integration
 
-LORA = LoraSection(rank=4, alpha=8.0)
-SFT = StageSpec(kind="sft", num_steps=8, learning_rate=2e-2, warmup_frac=0.25)
 
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    directory = tmp_path_factory.mktemp("model")
-    Qwen2ForCausalLM(config).save_pretrained(directory)
-    return directory
-
-
-def settings_of(model_dir, dtype="float32", **learner):
-    defaults = {"num_gpus_per_rank": 0, "num_threads": 1, "micro_batch_tokens": 64}
-    return {
-        "model": ModelSection(dtype=dtype),
-        "model_path": str(model_dir),
-        "lora": LORA,
-        "learner": LearnerSection(**(defaults | learner)),
-        "seed": 3,
-    }
-
-
-@pytest.fixture
-def make_rank(model_dir):
-    """Makes one connected rank at a time; the process group is this process's."""
-    made = []
-
-    def make(**settings):
-        while made:
-            made.pop().close()
-        rank = LearnerRank(rank=0, num_ranks=1, **settings_of(model_dir, **settings))
-        rank.connect(*rank.find_master_address())
-        made.append(rank)
-        return rank
-
-    yield make
-    while made:
-        made.pop().close()
-
-
-def make_rows(num_rows=10, seed=0, start=0):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(num_rows):
-        num_tokens, num_prompt = int(rng.integers(8, 24)), int(rng.integers(2, 6))
-        mask = np.arange(num_tokens) >= num_prompt
-        logprobs = np.where(mask, rng.normal(-3.0, 0.5, num_tokens), 0.0)
-        rows.append(
-            TrainRow(
-                token_ids=rng.integers(1, 40, num_tokens).astype(np.int32),
-                start=num_prompt - 1 if start is None else start,
-                loss_mask=mask,
-                behaviour_logprobs=logprobs.astype(np.float32),
-                advantage=float(rng.normal()),
-            )
-        )
-    return tuple(rows)
-
-
-def num_trained(rows):
-    return int(sum(row.loss_mask.sum() for row in rows))
-
-
-def trained_adapter(rank, num_steps=3):
-    """A packed adapter that differs from the base, from a short SFT stage."""
-    rank.begin_stage(SFT)
-    rows = make_rows(seed=9)
-    for _ in range(num_steps):
-        rank.update(rows, num_trained(rows))
-    return rank.publish()[1]
-
-
-def peft_logprobs(model_dir, packed, row, tmp_path, temperature=1.0):
+def peft_logprobs(random_model_dir, packed, row, tmp_path, temperature=1.0):
     """Independent of our layers: plain PEFT, the whole logits, one row at a time, with gradient."""
     adapters.write_directory(packed, tmp_path / adapters.sha256(packed))
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(random_model_dir, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, tmp_path / adapters.sha256(packed), is_trainable=True)
     return model, logprobs_of(model, row, temperature)
 
@@ -131,28 +43,28 @@ def test_sft_lowers_the_loss_and_counts_versions(make_rank):
     assert rank.publish()[0].version == 6
 
 
-def test_the_first_sft_loss_is_the_base_models_cross_entropy(make_rank, model_dir):
+def test_the_first_sft_loss_is_the_base_models_cross_entropy(make_rank, random_model_dir):
     rank, rows = make_rank(), make_rows()
     rank.begin_stage(SFT)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(random_model_dir, dtype=torch.float32)
     expected = -sum(logprobs_of(base, row).sum().item() for row in rows) / num_trained(rows)
     assert rank.update(rows, num_trained(rows)).metrics["train/loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_published_adapter_loads_in_plain_peft_with_equal_logprobs(make_rank, model_dir, tmp_path):
+def test_published_adapter_loads_in_plain_peft_with_equal_logprobs(make_rank, random_model_dir, tmp_path):
     rank = make_rank()
     packed = trained_adapter(rank)
     rows = make_rows(seed=1)
     ours = rank.sequence_logprobs(rows, "policy")
     assert np.abs(ours[0] - rank.sequence_logprobs(rows, "base")[0]).max() > 0.05
     for row, logprobs in zip(rows, ours, strict=True):
-        _, expected = peft_logprobs(model_dir, packed, row, tmp_path / str(id(row)))
+        _, expected = peft_logprobs(random_model_dir, packed, row, tmp_path / str(id(row)))
         np.testing.assert_allclose(logprobs, expected.detach().numpy(), atol=2e-5)
 
 
-def test_published_names_are_those_peft_saves(make_rank, model_dir, tmp_path):
+def test_published_names_are_those_peft_saves(make_rank, random_model_dir, tmp_path):
     packed = trained_adapter(make_rank(), num_steps=1)
-    model, _ = peft_logprobs(model_dir, packed, make_rows()[0], tmp_path)
+    model, _ = peft_logprobs(random_model_dir, packed, make_rows()[0], tmp_path)
     model.save_pretrained(tmp_path / "peft")
     theirs, their_config = adapters.unpack(adapters.read_directory(tmp_path / "peft"))
     ours, our_config = adapters.unpack(packed)
@@ -164,7 +76,7 @@ def test_published_names_are_those_peft_saves(make_rank, model_dir, tmp_path):
     assert set(their_config["target_modules"]) == set(our_config["target_modules"])
 
 
-def test_grpo_loss_and_gradient_equal_a_computation_by_hand(make_rank, model_dir, tmp_path):
+def test_grpo_loss_and_gradient_equal_a_computation_by_hand(make_rank, random_model_dir, tmp_path):
     """The gradient is read off Adam: its first moment after one step is (1 - beta1) times the clipped gradient."""
     rank = make_rank(max_grad_norm=0.5)
     start = trained_adapter(rank)
@@ -192,7 +104,7 @@ def test_grpo_loss_and_gradient_equal_a_computation_by_hand(make_rank, model_dir
     result = rank.update(tuple(near), num_trained(near))
     state = adapters.load_safetensors(rank.save_state())
 
-    model, _ = peft_logprobs(model_dir, start, near[0], tmp_path, temperature)
+    model, _ = peft_logprobs(random_model_dir, start, near[0], tmp_path, temperature)
     loss, num_clipped, kl_sum = torch.zeros(()), 0, 0.0
     for row in near:
         policy = logprobs_of(model, row, temperature)
@@ -360,7 +272,7 @@ def test_a_wrong_count_of_trained_tokens_is_refused(make_rank):
         rank.update(rows, num_trained(rows) + 1)
 
 
-def test_calls_out_of_order_and_unfit_adapters_are_refused(make_rank, model_dir):
+def test_calls_out_of_order_and_unfit_adapters_are_refused(make_rank, random_model_dir):
     rank = make_rank()
     with pytest.raises(RuntimeError, match="begin_stage"):
         rank.publish()
@@ -403,84 +315,3 @@ def test_gradient_checkpointing_changes_no_number(make_rank):
     for plain, checkpointed in zip(*metrics, strict=True):
         for name in ("train/loss", "train/grad_norm", "train/kl"):
             assert checkpointed[name] == pytest.approx(plain[name], rel=1e-5, abs=1e-7)
-
-
-def test_ranks_that_disagree_are_caught():
-    first = UpdateResult(policy_version=1, metrics={"train/loss": 1.0})
-    check_agreement(first, UpdateResult(policy_version=1, metrics={"train/loss": 1.0 + 1e-9}), 1)
-    with pytest.raises(RuntimeError, match="train/loss: rank 0 has 1"):
-        check_agreement(first, UpdateResult(policy_version=1, metrics={"train/loss": 1.1}), 1)
-    with pytest.raises(RuntimeError, match="policy version"):
-        check_agreement(first, UpdateResult(policy_version=2, metrics={"train/loss": 1.0}), 1)
-
-
-class HangingRank:
-    def update(self, rows, num_loss_tokens):
-        time.sleep(600)
-
-
-class FailingRank:
-    def update(self, rows, num_loss_tokens):
-        raise ValueError("bad row")
-
-
-def test_a_rank_that_fails_or_hangs_is_named_at_once(ray_cluster):
-    hanging = ray.remote(HangingRank).options(num_cpus=0).remote()
-    failing = ray.remote(FailingRank).options(num_cpus=0).remote()
-    batch = TrainBatch(rows_per_rank=((), ()), num_loss_tokens=1)
-    with pytest.raises(ValueError, match="bad row") as caught:
-        LearnerGroup([hanging, failing], start_timeout_s=60, call_timeout_s=60).update(batch)
-    assert caught.value.__notes__ == ["in update of learner rank 1"]
-    with pytest.raises(RuntimeError, match="within 1 s, rank 0 gave none"):
-        LearnerGroup([hanging], start_timeout_s=1, call_timeout_s=1).update(
-            TrainBatch(rows_per_rank=((),), num_loss_tokens=1)
-        )
-    ray.kill(hanging)
-
-
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, model_dir, zero_stage):
-    rows = make_rows(num_rows=9)
-    shards = (rows[:2], rows[2:])  # unequal on purpose: rank 0 pads with dummy micro-batches
-    alone = make_rank()
-    start = trained_adapter(alone)
-    stage = StageSpec(
-        kind="rl", num_steps=5, learning_rate=1e-2, warmup_frac=0.0, kl_beta=0.1, start_adapter=start, policy_version=3
-    )
-    alone.begin_stage(stage)
-    expected = [alone.update(rows, num_trained(rows)) for _ in range(2)]
-
-    settings = settings_of(model_dir, zero_stage=zero_stage)
-    actor = ray.remote(LearnerRank).options(num_cpus=1)
-    handles = [actor.remote(rank=i, num_ranks=2, **settings) for i in range(2)]
-    group = LearnerGroup(handles, start_timeout_s=120, call_timeout_s=60)
-    try:
-        group.connect()
-        group.begin_stage(stage)
-        batch = TrainBatch(rows_per_rank=shards, num_loss_tokens=num_trained(rows))
-        results = [group.update(batch) for _ in range(2)]
-        for one, two in zip(expected, results, strict=True):
-            assert one.policy_version == two.policy_version
-            for name, value in one.metrics.items():
-                if not name.startswith(("time/", "train/padding")):
-                    assert two.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-        one, two = adapters.load_safetensors(alone.save_state()), adapters.load_safetensors(group.save_state())
-        for name, tensor in one.items():
-            torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5)
-        adapter, packed = group.publish()
-        assert adapter.version == 5
-        assert adapters.sha256(ray.get(packed)) == adapter.sha256
-        state = group.save_state()
-        group.load_state(state)
-        assert group.save_state() == state
-        empty = TrainBatch(rows_per_rank=((), rows), num_loss_tokens=num_trained(rows))
-        assert math.isfinite(group.update(empty).metrics["train/loss"])
-        with pytest.raises(ValueError, match="expected 2 shards"):
-            group.update(TrainBatch(rows_per_rank=(rows,), num_loss_tokens=1))
-        poisoned = dataclasses.replace(rows[0], advantage=math.nan)
-        with pytest.raises(RuntimeError, match="loss is nan at step 3"):
-            group.update(TrainBatch(rows_per_rank=((poisoned,), rows[1:]), num_loss_tokens=num_trained(rows)))
-        group.close()
-    finally:
-        for handle in handles:
-            ray.kill(handle)

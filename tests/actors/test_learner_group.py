@@ -1,0 +1,98 @@
+"""Real ranks as Ray actors over gloo, and ranks that misbehave."""
+
+import dataclasses
+import math
+import time
+
+import pytest
+import ray
+import torch
+
+from actors import adapters
+from actors.learner import LearnerRank
+from actors.learner_group import LearnerGroup, check_agreement
+from actors.types import StageSpec, TrainBatch, UpdateResult
+from tests.actors.learner_setup import make_rows, num_trained, settings_of, trained_adapter
+
+pytestmark = pytest.mark.integration
+
+
+def test_ranks_that_disagree_are_caught():
+    first = UpdateResult(policy_version=1, metrics={"train/loss": 1.0})
+    check_agreement(first, UpdateResult(policy_version=1, metrics={"train/loss": 1.0 + 1e-9}), 1)
+    with pytest.raises(RuntimeError, match="train/loss: rank 0 has 1"):
+        check_agreement(first, UpdateResult(policy_version=1, metrics={"train/loss": 1.1}), 1)
+    with pytest.raises(RuntimeError, match="policy version"):
+        check_agreement(first, UpdateResult(policy_version=2, metrics={"train/loss": 1.0}), 1)
+
+
+class HangingRank:
+    def update(self, rows, num_loss_tokens):
+        time.sleep(600)
+
+
+class FailingRank:
+    def update(self, rows, num_loss_tokens):
+        raise ValueError("bad row")
+
+
+def test_a_rank_that_fails_or_hangs_is_named_at_once(ray_cluster):
+    hanging = ray.remote(HangingRank).options(num_cpus=0).remote()
+    failing = ray.remote(FailingRank).options(num_cpus=0).remote()
+    batch = TrainBatch(rows_per_rank=((), ()), num_loss_tokens=1)
+    with pytest.raises(ValueError, match="bad row") as caught:
+        LearnerGroup([hanging, failing], start_timeout_s=60, call_timeout_s=60).update(batch)
+    assert caught.value.__notes__ == ["in update of learner rank 1"]
+    with pytest.raises(RuntimeError, match="within 1 s, rank 0 gave none"):
+        LearnerGroup([hanging], start_timeout_s=1, call_timeout_s=1).update(
+            TrainBatch(rows_per_rank=((),), num_loss_tokens=1)
+        )
+    ray.kill(hanging)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_model_dir, zero_stage):
+    rows = make_rows(num_rows=9)
+    shards = (rows[:2], rows[2:])  # unequal on purpose: rank 0 pads with dummy micro-batches
+    alone = make_rank()
+    start = trained_adapter(alone)
+    stage = StageSpec(
+        kind="rl", num_steps=5, learning_rate=1e-2, warmup_frac=0.0, kl_beta=0.1, start_adapter=start, policy_version=3
+    )
+    alone.begin_stage(stage)
+    expected = [alone.update(rows, num_trained(rows)) for _ in range(2)]
+
+    settings = settings_of(random_model_dir, zero_stage=zero_stage)
+    actor = ray.remote(LearnerRank).options(num_cpus=1)
+    handles = [actor.remote(rank=i, num_ranks=2, **settings) for i in range(2)]
+    group = LearnerGroup(handles, start_timeout_s=120, call_timeout_s=60)
+    try:
+        group.connect()
+        group.begin_stage(stage)
+        batch = TrainBatch(rows_per_rank=shards, num_loss_tokens=num_trained(rows))
+        results = [group.update(batch) for _ in range(2)]
+        for one, two in zip(expected, results, strict=True):
+            assert one.policy_version == two.policy_version
+            for name, value in one.metrics.items():
+                if not name.startswith(("time/", "train/padding")):
+                    assert two.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        one, two = adapters.load_safetensors(alone.save_state()), adapters.load_safetensors(group.save_state())
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5)
+        adapter, packed = group.publish()
+        assert adapter.version == 5
+        assert adapters.sha256(ray.get(packed)) == adapter.sha256
+        state = group.save_state()
+        group.load_state(state)
+        assert group.save_state() == state
+        empty = TrainBatch(rows_per_rank=((), rows), num_loss_tokens=num_trained(rows))
+        assert math.isfinite(group.update(empty).metrics["train/loss"])
+        with pytest.raises(ValueError, match="expected 2 shards"):
+            group.update(TrainBatch(rows_per_rank=(rows,), num_loss_tokens=1))
+        poisoned = dataclasses.replace(rows[0], advantage=math.nan)
+        with pytest.raises(RuntimeError, match="loss is nan at step 3"):
+            group.update(TrainBatch(rows_per_rank=((poisoned,), rows[1:]), num_loss_tokens=num_trained(rows)))
+        group.close()
+    finally:
+        for handle in handles:
+            ray.kill(handle)

@@ -1,0 +1,148 @@
+"""The whole pipeline with real vLLM, DeepSpeed, Ray, math-verify and MLflow: interrupted, resumed, finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import run_files
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = [
+    "run.name=small",
+    "lora.rank=8",
+    "lora.alpha=16",
+    "engine.max_lora_rank=8",
+    "engine.max_num_seqs=32",
+    "sft.num_steps=12",
+    "sft.rows_per_step=16",
+    "sft.learning_rate=4e-3",
+    "rl.num_steps=4",
+    "rl.groups_per_step=4",
+    "rl.group_size=4",
+    "rl.kl_beta=1e-3",
+    "rl.max_staleness=1",
+    "rl.checkpoint_every_steps=100",
+    "rollout.max_completion_tokens=64",
+    "data.train.difficulties=[1]",
+    "budget.buckets_tokens=[40]",
+    "evaluation.num_tasks=8",
+    "evaluation.max_completion_tokens=64",
+]
+
+
+def start(run_root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "orchestrator", "run", "--config", "quickstart", "--json"]
+    return subprocess.Popen(
+        [*command, f"run.dir={run_root}", *SETTINGS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted_and_resumed(tmp_path_factory):
+    """(run directory, exit status of the interrupted call, finished process, its output)"""
+    root = tmp_path_factory.mktemp("runs")
+    first = start(root)
+    lines = []
+    for line in first.stderr:
+        lines.append(line)
+        if "rl step 1/4" in line:
+            first.send_signal(signal.SIGINT)
+            break
+    _, rest = first.communicate(timeout=120)
+    assert any("rl step 1/4" in line for line in lines), "".join(lines) + rest
+    second = start(root)
+    output, errors = second.communicate(timeout=300)
+    assert second.returncode == 0, errors
+    return root / "small", (first.returncode, rest), output
+
+
+def test_ctrl_c_ends_cleanly_after_the_step_and_says_how_to_go_on(interrupted_and_resumed):
+    _, (status, errors), _ = interrupted_and_resumed
+    assert status == 130
+    assert "the same command goes on from the last saved step" in errors.splitlines()[-1]
+
+
+def test_the_resumed_run_takes_every_step_once(interrupted_and_resumed):
+    run_dir, _, _ = interrupted_and_resumed
+    steps = [(row["stage"], row["step"]) for row in run_files.read_metrics(run_dir)]
+    assert steps == [("sft", step) for step in range(1, 13)] + [("rl", step) for step in range(1, 5)]
+
+
+def test_engine_and_learner_agree_about_logprobs(interrupted_and_resumed):
+    run_dir, _, _ = interrupted_and_resumed
+    rows = [row for row in run_files.read_metrics(run_dir) if row["stage"] == "rl"]
+    fresh = [row for row in rows if row["rollout/staleness_max"] == 0]
+    assert fresh
+    assert all(row["rollout/logprob_gap_max"] < 1e-3 for row in fresh)
+    assert all(row["rollout/staleness_max"] <= 1 for row in rows)
+
+
+def test_the_run_directory_holds_what_the_design_says(interrupted_and_resumed):
+    run_dir, _, output = interrupted_and_resumed
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert set(summary["stages"]) == {"base", "sft", "rl"}
+    assert all(stage["num_tasks"] == 8 for stage in summary["stages"].values())
+    for name in ("config.yaml", "report.html", "report.md", "figures/training.png", "rl/step_000004/state.json"):
+        assert (run_dir / name).is_file(), name
+    result = json.loads(output.splitlines()[-1])
+    assert result["summary"] == summary
+
+
+def test_mlflow_has_one_parent_and_a_child_per_stage(interrupted_and_resumed):
+    from mlflow import MlflowClient
+
+    run_dir, _, _ = interrupted_and_resumed
+    client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("terse")
+    runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"pipeline", "sft", "rl", "evaluate"}
+    parent = runs.pop("pipeline")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
+    assert len(client.get_metric_history(runs["rl"].info.run_id, "reward/mean")) == 4
+    assert "eval/rl/accuracy" in runs["evaluate"].data.metrics
+
+
+def test_the_final_adapter_loads_in_plain_peft(interrupted_and_resumed, tiny_model_dir):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run_dir, _, _ = interrupted_and_resumed
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    token_ids = torch.tensor([[2, 11, 12, 5, 3]])
+    before = base(token_ids).logits.detach().clone()
+    model = PeftModel.from_pretrained(base, run_dir / "rl" / "step_000004")
+    assert not torch.allclose(model(token_ids).logits, before, atol=1e-2)
+
+
+def test_a_finished_run_does_nothing_again(interrupted_and_resumed):
+    run_dir, _, _ = interrupted_and_resumed
+    third = start(run_dir.parent)
+    _, errors = third.communicate(timeout=120)
+    assert third.returncode == 0
+    assert errors.count("done before, skipped") == 3
+    assert "adapter sync proved" not in errors
+
+
+def test_another_configuration_in_the_same_directory_is_refused(interrupted_and_resumed):
+    run_dir, _, _ = interrupted_and_resumed
+    command = [sys.executable, "-m", "orchestrator", "run", "--config", "quickstart", f"run.dir={run_dir.parent}"]
+    done = subprocess.run(
+        [*command, *SETTINGS, "rl.learning_rate=1e-5"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "rl.learning_rate" in done.stderr
+    assert "choose another run.name" in done.stderr

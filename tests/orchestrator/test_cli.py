@@ -1,0 +1,50 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator.__main__ import BAD_USAGE, COMMANDS, OK, main
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert "example: terse" in capsys.readouterr().out
+
+
+def test_plan_lists_every_problem_at_once_and_exits_with_2(capsys):
+    overrides = ["rl.group_size=1", "rollout.top_p=0.9", "rl.lerning_rate=1e-5", "lora.rank=64"]
+    assert main(["plan", "--config", "quickstart", *overrides]) == BAD_USAGE
+    errors = capsys.readouterr().err
+    assert "rl.lerning_rate" in errors
+    assert "learning_rate" in errors.split("rl.lerning_rate", 1)[1]
+
+
+def test_plan_lists_every_wrong_value_at_once(capsys):
+    overrides = ["rl.group_size=1", "rollout.top_p=0.9", "lora.rank=64"]
+    assert main(["plan", "--config", "quickstart", *overrides]) == BAD_USAGE
+    errors = capsys.readouterr().err
+    assert all(key in errors for key in ("rl.group_size", "rollout.top_p", "lora.rank"))
+
+
+def test_plan_shows_the_batch_algebra(capsys):
+    assert main(["plan", "--config", "quickstart", "rl.groups_per_step=12", "--json"]) == OK
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["completions_per_step"] == 96
+    # Hidden 192, 6 heads and 3 KV heads of 32, inner 512, 5 layers, 104 tokens, tied embeddings.
+    block = 192 * 192 * 2 + 192 * 96 * 2 + 3 * 192 * 512
+    assert plan["num_parameters"] == 5 * block + 104 * 192
+
+
+def test_a_missing_file_is_named(capsys):
+    assert main(["plan", "--config", "no/such.yaml"]) == BAD_USAGE
+    assert "no/such.yaml" in capsys.readouterr().err
+
+
+def test_an_unknown_command_exits_with_2():
+    done = subprocess.run([sys.executable, "-m", "orchestrator", "fly"], capture_output=True, text=True, check=False)
+    assert done.returncode == BAD_USAGE
+    assert "fly" in done.stderr
