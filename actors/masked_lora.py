@@ -99,7 +99,7 @@ def add_adapter(
 
     Raises ValueError when names or shapes are not those of the layers.
     """
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for name, layer in layers.items():
         expected[peft_name(name, "A")] = (rank, layer.base.in_features)
         expected[peft_name(name, "B")] = (layer.base.out_features, rank)
