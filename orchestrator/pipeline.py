@@ -70,9 +70,7 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None
 
 
 def run_sft(stage: Stage) -> None:
-    config = stage.config
-    rows = SftRows(config, stage.tokenizer)
-    fine_tune(stage, rows.at)
+    fine_tune(stage, SftRows(stage.config, stage.tokenizer))
 
 
 def run_rl(stage: Stage) -> None:

@@ -1,7 +1,6 @@
 """The SFT stage: the adapter learns to reason from traces."""
 
 import time
-from typing import Any
 
 from actors.types import StageSpec
 from configs.schema import RunConfig
@@ -12,15 +11,13 @@ from orchestrator.interrupt import stop_between_steps
 from orchestrator.progress import Progress
 from orchestrator.rollout_pool import TaskCursor
 from orchestrator.run_files import forget_metrics_after
+from orchestrator.sft_data import SftRows
 from orchestrator.stage import Stage
 from orchestrator.train import is_due, save
 
 
-def fine_tune(stage: Stage, rows_at: Any) -> None:
-    """SFT to `sft.num_steps`, from the stage's newest checkpoint if there is one.
-
-    `rows_at(index)` is the training row at a position of the seeded row stream.
-    """
+def fine_tune(stage: Stage, stream: SftRows) -> None:
+    """SFT to `sft.num_steps`, from the stage's newest checkpoint if there is one."""
     config, learner = stage.config, stage.cluster.learner
     saved = checkpoint.load_latest(stage.directory)
     state = saved.state if saved else StageState()
@@ -33,12 +30,17 @@ def fine_tune(stage: Stage, rows_at: Any) -> None:
         while state.step < config.sft.num_steps:
             started_s = time.monotonic()
             first = state.cursor.next_index
-            rows = [rows_at(index) for index in range(first, first + num_rows)]
+            rows = [stream.at(index) for index in range(first, first + num_rows)]
             update = learner.update(shard_rows(rows, config.learner.num_ranks))
             state = StageState(step=update.policy_version, cursor=TaskCursor(next_index=first + num_rows))
             step_s = time.monotonic() - started_s
-            stage.record(state.step, update.metrics | {"time/step_s": step_s}, progress)
-            if stop.is_set or is_due(state.step, config.sft.checkpoint_every_steps, config.sft.num_steps):
+            metrics = {"time/step_s": step_s, "train/rows_too_long": float(stream.num_dropped)}
+            stage.record(state.step, update.metrics | metrics, progress)
+            if (
+                stop.is_set
+                or state.step == config.sft.num_steps
+                or is_due(state.step, config.sft.checkpoint_every_steps)
+            ):
                 save(stage, state, learner.publish())
             stop.raise_if_set()
     stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")

@@ -116,10 +116,11 @@ def git_commit() -> str:
 
 def _connect(config: RunConfig) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
+    # MLflow sets its own level at import; its migrations are nobody's news.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     uri = tracking_uri(config)
     client = MlflowClient(tracking_uri=uri)
     if client.get_experiment_by_name(config.tracking.experiment) is None:

@@ -4,6 +4,7 @@ Generate with adapter v, score, estimate advantages, update to v + 1, publish it
 asynchronous training are this one path; `rl.max_staleness` says how far generation may lag.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +17,17 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint
 from orchestrator.batching import build_batch
 from orchestrator.checkpoint import Checkpoint, StageState
+from orchestrator.evaluate import evaluate
 from orchestrator.interrupt import stop_between_steps
-from orchestrator.metrics import group_metrics
+from orchestrator.metrics import as_metrics, group_metrics, summarise
 from orchestrator.probe import prove_adapters_reach
 from orchestrator.progress import Progress
-from orchestrator.prompts import Prompter
+from orchestrator.prompts import Prompter, held_out_prompts
 from orchestrator.rollout_pool import RolloutPool
 from orchestrator.run_files import forget_metrics_after, write_samples
 from orchestrator.stage import Stage
+
+log = logging.getLogger(__name__)
 
 Published = tuple[AdapterRef, Any]
 """An adapter's name and the object-store reference of its bytes."""
@@ -52,8 +56,11 @@ def train(stage: Stage, start_adapter: bytes) -> None:
             clock.mark("publish")
             state = StageState(step=update.policy_version, cursor=pool.cursor)
             metrics = group_metrics(groups, pool.pop_dropped(), policy_version=state.step - 1)
+            metrics["rollout/prompts_too_long"] = float(prompter.num_too_long)
             stage.record(state.step, metrics | update.metrics | clock.metrics(groups), progress)
-            if stop.is_set or is_due(state.step, config.rl.checkpoint_every_steps, config.rl.num_steps):
+            if is_due(state.step, config.rl.evaluate_every_steps):
+                evaluate_now(stage, state.step)
+            if stop.is_set or state.step == config.rl.num_steps or is_due(state.step, config.rl.checkpoint_every_steps):
                 samples = write_samples(config.run_dir, state.step, groups, stage.prompt_text)
                 stage.tracker.log_table(samples, f"samples/step_{state.step:06d}")
                 save(stage, state, published)
@@ -144,9 +151,18 @@ def save(stage: Stage, state: StageState, published: Published) -> None:
     )
 
 
-def is_due(step: int, every_steps: int, num_steps: int) -> bool:
-    """Every so many steps and at the end; 0 is only at the end."""
-    return step == num_steps or (every_steps > 0 and step % every_steps == 0)
+def evaluate_now(stage: Stage, version: int) -> None:
+    """Held-out accuracy and length of the current policy, to MLflow; other groups keep generating."""
+    prompts = held_out_prompts(stage.config, stage.tokenizer)
+    records, _ = evaluate(stage.cluster, prompts, stage.config.evaluation, version)
+    summary = summarise(records)
+    stage.tracker.log_metrics(as_metrics("rl", summary), version)
+    log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)
+
+
+def is_due(step: int, every_steps: int) -> bool:
+    """Every so many steps; 0 is never."""
+    return every_steps > 0 and step % every_steps == 0
 
 
 class StepClock:

@@ -29,6 +29,7 @@ SETTINGS = [
     "rl.kl_beta=1e-3",
     "rl.max_staleness=1",
     "rl.checkpoint_every_steps=100",
+    "rl.evaluate_every_steps=3",
     "rollout.max_completion_tokens=64",
     "data.train.difficulties=[1]",
     "budget.buckets_tokens=[40]",
@@ -113,6 +114,8 @@ def test_mlflow_has_one_parent_and_a_child_per_stage(interrupted_and_resumed):
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
     assert len(client.get_metric_history(runs["rl"].info.run_id, "reward/mean")) == 4
     assert "eval/rl/accuracy" in runs["evaluate"].data.metrics
+    history = client.get_metric_history(runs["rl"].info.run_id, "eval/rl/accuracy")
+    assert [point.step for point in history] == [3]
 
 
 def test_the_final_adapter_loads_in_plain_peft(interrupted_and_resumed, tiny_model_dir):
