@@ -104,21 +104,24 @@ def draw_difficulty(accuracy: dict[str, dict[int, tuple[float, float, float]]], 
 
 
 def draw_health(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """What tells a sound run from a sick one: logprob gap between engine and learner, entropy and gradient norm."""
+    """What tells a sound run from a sick one: mean |logprob gap| of engine and learner, KL, entropy, gradient norm."""
 
     def draw(axes: Any) -> None:
         steps = [row["step"] for row in rows]
         shown = (
-            ("rollout/logprob_gap_mean", "engine vs learner, mean |logprob gap| (nats)"),
+            ("rollout/logprob_gap_mean", "logprob gap (nats)"),
+            ("train/kl", "KL to reference (nats)"),
             ("train/entropy", "entropy (nats)"),
             ("train/grad_norm", "gradient norm"),
         )
         for axis, (key, title) in zip(axes, shown, strict=True):
             if all(key in row for row in rows):
                 _curve(axis, steps, [row[key] for row in rows], title, COLOURS["rl"])
-            axis.set(xlabel="RL step", title=title, ylim=(0, None))
+                axis.ticklabel_format(axis="y", scilimits=(-2, 4))
+            axis.set(xlabel="RL step", ylim=(0, None))
+            axis.set_title(title, pad=16)  # above the axis's power of ten
 
-    return _save(path, draw, columns=3)
+    return _save(path, draw, columns=4, height=2.8)
 
 
 def draw_time(stage_s: dict[str, float], step_parts_s: dict[str, float], path: Path) -> Path:

@@ -12,6 +12,8 @@ from actors.types import DroppedGroup, EvaluationRecord, RolloutGroup
 from rewards.base import Outcome
 
 Z_95 = 1.959964
+DROP_REASONS = ("constant", "stale", "lost")
+"""Of `DroppedGroup`; each is counted on every step, so that its series has no holes."""
 
 
 def group_metrics(
@@ -25,6 +27,7 @@ def group_metrics(
     for rollout in rollouts:
         for name, value in rollout.reward.breakdown.items():
             components[name].append(value)
+    reasons = Counter(drop.reason for drop in dropped)
     num_made = len(groups) + len(dropped)
     return {
         "reward/mean": float(np.mean([rollout.reward.value for rollout in rollouts])),
@@ -37,6 +40,7 @@ def group_metrics(
         "rollout/staleness_mean": float(np.mean([policy_version - group.policy_version for group in groups])),
         "rollout/staleness_max": float(max(policy_version - group.policy_version for group in groups)),
         "rollout/dropped_frac": len(dropped) / num_made,
+        **{f"rollout/dropped_{reason}": float(reasons[reason]) for reason in DROP_REASONS},
     }
 
 
@@ -87,6 +91,9 @@ def by_difficulty(records: Sequence[EvaluationRecord]) -> dict[int, Summary]:
 
 def wilson_interval(share: float, num_trials: int, z: float = Z_95) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927).
+
+    For a mean of numbers in [0, 1], such as tasks' shares of right samples, it errs on the wide side: their variance
+    is at most `p (1 - p)` (Bhatia and Davis 2000).
 
     With `p` the share and `n` the trials: centre `(p + z²/2n) / (1 + z²/n)`, half width
     `z / (1 + z²/n) · sqrt(p (1 - p) / n + z²/4n²)`. Example: 9 of 10 → (0.596, 0.982).

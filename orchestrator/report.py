@@ -141,7 +141,12 @@ def draw_figures(
         drawn.append(("Accuracy by difficulty, with 95 % intervals.", path))
     if rl:
         path = figures.draw_health(rl, directory / "health.png")
-        drawn.append(("Health of the run: a growing gap means that engines and learner disagree.", path))
+        drawn.append(
+            (
+                "Health of the run: the gap is the mean |logprob| difference of engine and learner; when it grows, they disagree.",
+                path,
+            )
+        )
     if sft:
         drawn.append(("SFT loss.", figures.draw_sft(sft, directory / "sft.png")))
     if timings := run_files.read_timings(run_dir):

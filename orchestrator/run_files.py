@@ -33,7 +33,11 @@ def append_metrics(run_dir: Path, stage: str, step: int, metrics: dict[str, floa
 
 
 def forget_metrics_after(run_dir: Path, stage: str, step: int) -> None:
-    """Drop the lines of steps that a resumed stage is going to take again."""
+    """Drop the lines of steps that a resumed stage is going to take again, and one that a killed process cut short."""
+    path = run_dir / METRICS_FILE
+    if path.is_file():
+        text = path.read_text()
+        write_text(path, text[: text.rfind("\n") + 1])
     kept = [row for row in read_metrics(run_dir) if row["stage"] != stage or row["step"] <= step]
     _write_lines(run_dir / METRICS_FILE, kept)
 
@@ -67,13 +71,18 @@ def write_evaluation(
 
 
 def read_records(run_dir: Path, policy: str) -> list[EvaluationRecord]:
-    """Empty when the policy was not evaluated."""
-    rows = _read_lines(run_dir / "evaluation" / f"{policy}.jsonl")
+    """Empty when the policy was not evaluated. Raises ValueError naming file and line of a damaged record."""
+    path = run_dir / "evaluation" / f"{policy}.jsonl"
     sequences = ("answers", "tokens", "correct", "truncated")
     records = []
-    for row in rows:
+    for number, row in enumerate(_read_lines(path), start=1):
         fields: dict[str, Any] = {key: tuple(value) if key in sequences else value for key, value in row.items()}
-        records.append(EvaluationRecord(**fields))
+        try:
+            records.append(EvaluationRecord(**fields))
+        except TypeError as error:
+            raise ValueError(
+                f"{path}, line {number}: expected an evaluation record, found keys {sorted(row)}"
+            ) from error
     return records
 
 

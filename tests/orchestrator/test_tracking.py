@@ -1,5 +1,6 @@
 """Against the real MLflow, on an SQLite file."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,35 @@ def test_a_stage_is_a_child_of_its_pipeline_with_params_metrics_and_tags(config)
     assert run.data.tags["mlflow.source.git.commit"] == git_commit()
     assert "step_000003" in run.data.tags["mlflow.loggedArtifacts"]
     assert run.info.status == "FINISHED"
+
+
+def test_a_long_run_logs_any_number_of_tables(config):
+    with start_tracker(config, "rl") as tracker:
+        for step in range(160):
+            tracker.log_table([{"reward": 0.5}], f"samples/step_{step:06d}")
+    tables = json.loads(read_run(config, tracker.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert tables[-1] == {"path": "samples/step_000159.json", "type": "table"}
+
+
+def delete_and_fail(config):
+    from mlflow import MlflowClient
+
+    with start_tracker(config, "rl") as tracker:
+        MlflowClient(tracking_uri=tracking_uri(config)).delete_run(tracker.run_id)
+        raise RuntimeError("root cause")
+
+
+def test_a_tracking_store_that_refuses_does_not_hide_why_the_run_ended(config):
+    with pytest.raises(RuntimeError, match="root cause"):
+        delete_and_fail(config)
+
+
+def test_a_relative_sqlite_file_has_its_artifacts_beside_it(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///relative.db")
+    with start_tracker(config, "rl") as tracker:
+        pass
+    assert read_run(config, tracker.run_id).info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
