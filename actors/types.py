@@ -101,13 +101,15 @@ class RolloutGroup:
         return max(self.rewards) - min(self.rewards) < 1e-8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DroppedGroup:
     """A group that will not be trained on, as a value with its reason."""
 
     group_id: int
     reason: str
     """`constant`, `stale` or `lost`"""
+    rollouts: tuple[Rollout, ...]
+    """What it held: it still counts in the metrics of what was generated. Empty when lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,8 +19,13 @@ DROP_REASONS = ("constant", "stale", "lost")
 def group_metrics(
     groups: Sequence[RolloutGroup], dropped: Sequence[DroppedGroup], *, policy_version: int
 ) -> dict[str, float]:
-    """What one step trained on, under `reward/` and `rollout/`; `policy_version` is the learner's before the step."""
+    """What was generated for one step, under `reward/` and `rollout/`, dropped groups included.
+
+    Without them the curves would leave out what the policy always gets right. `policy_version` is the learner's
+    before the step; staleness is of the groups that were trained on.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rollouts += [rollout for drop in dropped for rollout in drop.rollouts]
     tokens = np.array([rollout.completion.num_tokens for rollout in rollouts])
     outcomes = Counter(rollout.reward.outcome for rollout in rollouts)
     components: dict[str, list[float]] = defaultdict(list)
@@ -33,6 +38,7 @@ def group_metrics(
         "reward/mean": float(np.mean([rollout.reward.value for rollout in rollouts])),
         **{f"reward/{name}": float(np.mean(values)) for name, values in components.items()},
         **{f"reward/{outcome}_frac": outcomes[outcome] / len(rollouts) for outcome in Outcome},
+        "rollout/num_tokens": float(tokens.sum()),
         "rollout/completion_tokens_mean": float(tokens.mean()),
         "rollout/completion_tokens_p95": float(np.percentile(tokens, 95)),
         "rollout/completion_tokens_max": float(tokens.max()),

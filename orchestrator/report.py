@@ -125,7 +125,7 @@ def draw_figures(
     drawn: list[tuple[str, Path]] = []
     if rl:
         path = figures.draw_training(rl, directory / "training.png")
-        drawn.append(("Accuracy, reward and length over RL steps, on the prompts of each step.", path))
+        drawn.append(("Accuracy, reward and length over RL steps: all that was generated for each step.", path))
     compared: dict[str, Sequence[EvaluationRecord]] = {
         policy: records[policy] for policy in ("sft", "rl") if policy in records
     }

@@ -108,7 +108,7 @@ class RolloutPool:
             self._num_consecutive_drops = 0
             self._ready.append((request, group))
             return
-        self._dropped.append(DroppedGroup(group_id=group.group_id, reason="constant"))
+        self._dropped.append(DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts))
         self._num_consecutive_drops += 1
         if self._num_consecutive_drops >= self._config.max_consecutive_drops:
             outcomes = Counter(str(rollout.reward.outcome) for rollout in group.rollouts)

@@ -57,7 +57,8 @@ def train(stage: Stage, start_adapter: bytes) -> None:
             state = StageState(step=update.policy_version, cursor=pool.cursor)
             metrics = group_metrics(groups, pool.pop_dropped(), policy_version=state.step - 1)
             metrics["rollout/prompts_too_long"] = float(prompter.num_too_long)
-            stage.record(state.step, metrics | update.metrics | clock.metrics(groups), progress)
+            timings = clock.metrics(metrics["rollout/num_tokens"])
+            stage.record(state.step, metrics | update.metrics | timings, progress)
             if is_due(state.step, config.rl.evaluate_every_steps):
                 evaluate_now(stage, state.step)
             if stop.is_set or state.step == config.rl.num_steps or is_due(state.step, config.rl.checkpoint_every_steps):
@@ -178,7 +179,7 @@ class StepClock:
         self._parts[f"time/{part}_s"] = now - self._last_s
         self._last_s = now
 
-    def metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    def metrics(self, num_tokens: float) -> dict[str, float]:
+        """With `rollout/tokens_per_s`: tokens generated for the step, over all of its time."""
         step_s = self._last_s - self._start_s
-        num_tokens = sum(rollout.completion.num_tokens for group in groups for rollout in group.rollouts)
         return {**self._parts, "time/step_s": step_s, "rollout/tokens_per_s": num_tokens / max(step_s, 1e-9)}

@@ -64,7 +64,7 @@ def test_length_reduction_needs_tasks_in_common():
 
 def test_group_metrics_count_rollouts_drops_and_staleness():
     groups = [make_group([0.0, 0.5], version=4, num_tokens=6), make_group([1.0, 0.0], version=3, num_tokens=2)]
-    metrics = group_metrics(groups, [DroppedGroup(group_id=9, reason="constant")], policy_version=4)
+    metrics = group_metrics(groups, [DroppedGroup(group_id=9, reason="constant", rollouts=())], policy_version=4)
     assert metrics["reward/mean"] == pytest.approx(0.375)
     assert metrics["reward/accuracy"] == pytest.approx(0.5)
     assert metrics["reward/length"] == pytest.approx(0.375)
@@ -74,4 +74,6 @@ def test_group_metrics_count_rollouts_drops_and_staleness():
     assert metrics["rollout/staleness_mean"] == 0.5
     assert metrics["rollout/staleness_max"] == 1
     assert metrics["rollout/dropped_frac"] == pytest.approx(1 / 3)
+    always_right = DroppedGroup(group_id=9, reason="constant", rollouts=make_group([1.0, 1.0]).rollouts)
+    assert group_metrics(groups, [always_right], policy_version=4)["reward/accuracy"] == pytest.approx(4 / 6)
     assert [metrics[f"rollout/dropped_{reason}"] for reason in ("constant", "stale", "lost")] == [1, 0, 0]
