@@ -6,6 +6,7 @@ groups exist at once, and `take` leaves groups behind only if later steps can st
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from configs.schema import RlSection
 from orchestrator.dispatcher import Dispatcher, GroupRequest
 
 log = logging.getLogger(__name__)
+
+REPORT_WAITING_S = 30.0
 
 PromptSource = Callable[[int], tuple[Task, Prompt]]
 """Task and prompt of an index in the seeded stream."""
@@ -77,6 +80,7 @@ class RolloutPool:
         Raises RuntimeError after `max_consecutive_drops` drops in a row, or when the engines stall.
         """
         version = self._require_current().version
+        last_report_s = time.monotonic()
         while True:
             chosen = choose_groups(
                 [group.policy_version for _, group in self._ready],
@@ -95,6 +99,12 @@ class RolloutPool:
                 )
             for request, group in self._dispatcher.wait():
                 self._receive(request, group)
+            if time.monotonic() - last_report_s > REPORT_WAITING_S:
+                last_report_s = time.monotonic()
+                log.info(
+                    "waiting: %d of %d groups ready, %d in flight, %d dropped for equal rewards",
+                    *(len(self._ready), num_groups, len(self._pending), len(self._dropped)),
+                )
 
     def pop_dropped(self) -> list[DroppedGroup]:
         """Groups dropped since the last call."""

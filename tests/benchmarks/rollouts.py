@@ -1,9 +1,10 @@
 """Tokens/s through the rollout pool over tokens/s of plain `vllm.LLM.generate`.
 
-    python -m tests.benchmarks.rollouts [--quick]
+    python -m tests.benchmarks.rollouts [--quick] [--adapter runs/quickstart/sft/step_000110]
 
-Same model, adapter, prompts, sampling and engine settings, in one run, each side in processes of its own. Both
-sides stop every completion at the same number of tokens (a fixed length, no end token), so the work is equal.
+Same model, adapter, prompts, sampling and engine settings, in one run, each side in processes of its own. With a
+trained adapter completions end where they end, as in a run, and the tokens that came are counted. Without one
+both sides stop every completion at the same length; the text is then gibberish, the worst case for scoring.
 The pool's side includes what training needs and `LLM.generate` does not do: Ray, logprobs, stamps, text
 decoding, scoring. `stock LoRA` is the same `LLM.generate` without the CPU LoRA plugin.
 """
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from configs.load import load_config
 from configs.schema import RunConfig
@@ -21,13 +23,12 @@ from configs.schema import RunConfig
 PLAIN = """
 import sys, time
 from tests.benchmarks.rollouts import plain_side
-plain_side(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+plain_side(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6] == "True")
 """
 
 
 def settings() -> RunConfig:
     config = load_config("quickstart", [])
-    # A completion never ends by itself: the engines are given a stop token that is never sampled.
     return replace(config, reward=replace(config.reward, length="none"))
 
 
@@ -63,10 +64,8 @@ def prompt_ids(config: RunConfig, tokenizer, num_prompts: int) -> list:
     return [prompter.at(index)[1] for index in range(num_prompts)]
 
 
-def plain_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, directory: str) -> None:
+def plain_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, directory: str, ends: bool) -> None:
     """In a process of its own: prints tokens/s."""
-    from pathlib import Path
-
     from actors import adapters
     from actors.engine import _set_environment
     from actors.tokenizer import load_tokenizer
@@ -92,16 +91,18 @@ def plain_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, 
     )
     prompts = prompt_ids(config, load_tokenizer(path, config.model), num_prompts)
     inputs = [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in prompts]
-    params = SamplingParams(n=group_size, temperature=0.7, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
+    params = SamplingParams(n=group_size, temperature=0.7, max_tokens=num_tokens, ignore_eos=not ends, logprobs=0)
     lora = LoRARequest("adapter", 1, directory)
     llm.generate(inputs[:2], params, lora_request=lora, use_tqdm=False)
     started = time.monotonic()
+    num_generated = 0
     for _ in range(rounds):
-        llm.generate(inputs, params, lora_request=lora, use_tqdm=False)
-    print("RATE", rounds * num_prompts * group_size * num_tokens / (time.monotonic() - started))
+        outputs = llm.generate(inputs, params, lora_request=lora, use_tqdm=False)
+        num_generated += sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
+    print("RATE", num_generated / (time.monotonic() - started))
 
 
-def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int) -> float:
+def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, adapter: str, ends: bool) -> float:
     """Tokens/s of the dispatcher with one engine and one reward actor."""
     import ray
 
@@ -116,13 +117,14 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int) -
     config = settings()
     path = str(resolve_model_path(config.model.path))
     with start_cluster(config, path) as cluster:
-        packed = make_adapter(config, path)
+        packed = adapters.read_directory(Path(adapter))
         cluster.load_adapter(adapters.make_ref(packed, 0), ray.put(packed))
         prompter = Prompter(config, load_tokenizer(path, config.model))
-        sampling = Sampling(temperature=0.7, max_tokens=num_tokens, ignore_end=True)
+        sampling = Sampling(temperature=0.7, max_tokens=num_tokens, ignore_end=not ends)
         dispatcher = cluster.make_dispatcher()
 
-        def one_round(count: int) -> None:
+        def one_round(count: int) -> int:
+            num_generated = 0
             for index in range(count):
                 task, prompt = prompter.at(index)
                 dispatcher.submit(
@@ -136,13 +138,14 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int) -
                     )
                 )
             while dispatcher.num_in_flight:
-                dispatcher.wait()
+                for _, group in dispatcher.wait():
+                    num_generated += sum(rollout.completion.num_tokens for rollout in group.rollouts)
+            return num_generated
 
         one_round(2)
         started = time.monotonic()
-        for _ in range(rounds):
-            one_round(num_prompts)
-        return rounds * num_prompts * group_size * num_tokens / (time.monotonic() - started)
+        num_generated = sum(one_round(num_prompts) for _ in range(rounds))
+        return num_generated / (time.monotonic() - started)
 
 
 def run_plain(arguments: argparse.Namespace, num_tokens: int, directory: str, plugins: str | None) -> float:
@@ -150,7 +153,7 @@ def run_plain(arguments: argparse.Namespace, num_tokens: int, directory: str, pl
     if plugins is not None:
         environment["VLLM_PLUGINS"] = plugins
     numbers = [arguments.prompts, arguments.group_size, num_tokens, arguments.rounds if plugins is None else 1]
-    command = [sys.executable, "-c", PLAIN, *map(str, numbers), directory]
+    command = [sys.executable, "-c", PLAIN, *map(str, numbers), directory, str(bool(arguments.adapter))]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     rates = [float(line.split()[1]) for line in output.stdout.splitlines() if line.startswith("RATE")]
     if not rates:
@@ -167,14 +170,16 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--adapter", help="a checkpoint of the quickstart; completions then end where they end")
     parser.add_argument("--no-stock", action="store_true", help="leave out the slow stock CPU LoRA")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds = 1
     with tempfile.TemporaryDirectory() as root:
-        directory = f"{root}/adapter"
+        directory = arguments.adapter or f"{root}/adapter"
         plain = run_plain(arguments, arguments.tokens, directory, None)
-        pool = pool_side(arguments.prompts, arguments.group_size, arguments.tokens, arguments.rounds)
+        ends = bool(arguments.adapter)
+        pool = pool_side(arguments.prompts, arguments.group_size, arguments.tokens, arguments.rounds, directory, ends)
         print(f"{arguments.prompts} prompts x {arguments.group_size} completions x {arguments.tokens} tokens")
         print(f"LLM.generate            {plain:8.0f} tok/s")
         print(f"rollout pool            {pool:8.0f} tok/s   ratio {pool / plain:.2f}")
