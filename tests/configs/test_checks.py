@@ -84,7 +84,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"learner.micro_batch_tokens": 383}, "learner.micro_batch_tokens: expected at least model.max_length_tokens 384"),
     ({"lora.rank": 64}, "lora.rank: expected at most engine.max_lora_rank 32, found 64"),
     (
-        {"learner.num_ranks": 5, "sft.rows_per_step": 50},
+        {"learner.num_ranks": 5, "sft.rows_per_step": 50, "rl.groups_per_step": 12},
         "rl.groups_per_step x rl.group_size: expected a multiple of learner.num_ranks 5, found 96",
     ),
     ({"learner.num_ranks": 32}, "sft.rows_per_step: expected a multiple of learner.num_ranks 32, found 48"),

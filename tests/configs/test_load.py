@@ -27,7 +27,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_a_bare_name_means_a_shipped_file():
     config = load_config("quickstart", [])
     assert config.run.name == "quickstart"
-    assert config.budget.buckets_tokens == (30,)
+    assert config.model.dtype == "float32"  # what the file says
     assert config.budget.prompt_template == "{question}\nBudget: {budget_tokens}"
     assert config.rl.group_size == RunConfig().rl.group_size  # what the file does not say
 
@@ -181,7 +181,7 @@ def test_a_dump_is_complete():
 
 
 def test_flat_dict_has_dotted_keys_and_scalars():
-    flat = as_flat_dict(load_config("quickstart", ["budget.buckets_tokens=[30,60]"]))
+    flat = as_flat_dict(load_config("quickstart", ["budget.buckets_tokens=[30,60]", "rl.learning_rate=3e-4"]))
     assert flat["budget.buckets_tokens"] == "30,60"
     assert flat["data.train.source"] == "arithmetic"
     assert flat["rl.learning_rate"] == 3e-4

@@ -47,6 +47,7 @@ def start(run_root: Path) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -59,7 +60,8 @@ def interrupted_and_resumed(tmp_path_factory):
     for line in first.stderr:
         lines.append(line)
         if "rl step 1/4" in line:
-            first.send_signal(signal.SIGINT)
+            # To the whole group, as a terminal does: Ray's and vLLM's processes get it too.
+            os.killpg(first.pid, signal.SIGINT)
             break
     _, rest = first.communicate(timeout=120)
     assert any("rl step 1/4" in line for line in lines), "".join(lines) + rest
