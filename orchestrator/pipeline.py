@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 
 STAGES = ("sft", "rl", "evaluate")
 EVALUATED = ("base", "sft", "rl")
-FREE_SECTIONS = ("cluster", "tracking", "evaluation")
-"""Settings that may change between two calls on one run directory without making its files lie."""
+FREE_SETTINGS = (
+    *("cluster.", "tracking.", "evaluation.", "run.dir", "rollout.generate_timeout_s"),
+    *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
+)
+"""What may change between two calls on one run directory without making its files lie: keys or their beginnings."""
 
 
 def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
@@ -121,7 +124,7 @@ def claim_run_dir(config: RunConfig) -> None:
         differing = [
             f"{key}: {path} has {there.get(key)!r}, this run has {value!r}"
             for key, value in here.items()
-            if there.get(key) != value and key.split(".")[0] not in FREE_SECTIONS
+            if there.get(key) != value and not key.startswith(FREE_SETTINGS)
         ]
         if differing:
             hint = "choose another run.name, or remove the directory to start over"
