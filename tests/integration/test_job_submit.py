@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def cluster():
         [
             *(RAY, "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={port}"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            # Fixed by default: another cluster on this machine would hold it.
+            f"--dashboard-agent-listen-port={free_port()}",
         ],
         env=environment,
         stdout=subprocess.PIPE,
@@ -54,14 +57,14 @@ def cluster():
 
 def submit(environment, *overrides) -> subprocess.CompletedProcess:
     command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run"]
-    return subprocess.run(
-        [*command, "--config", "quickstart", *SETTINGS, *overrides],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command += ["--config", "quickstart", *SETTINGS, *overrides]
+    for _ in range(20):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        # A head node takes submissions a few seconds after it says that it has started.
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(3)
+    return done
 
 
 def test_a_submitted_run_succeeds_and_its_log_shows_progress(cluster, tmp_path):
