@@ -211,7 +211,14 @@ def connect(config: RunConfig) -> None:
     # Ray's workers run at niceness 15 unless told otherwise; here they are the ones that matter.
     os.environ.setdefault("RAY_worker_niceness", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Without "local" Ray would look for the last cluster that was started on this machine, dead or alive.
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str]]:
