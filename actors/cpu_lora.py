@@ -72,6 +72,10 @@ def _grouped_wrapper_class() -> type:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     class GroupedPunicaWrapperCPU(PunicaWrapperCPU):
+        def __init__(self, max_num_batched_tokens: int, max_batches: int, *args: Any, **kwargs: Any) -> None:
+            # Buffers by runs of tokens with one adapter: a request is one run, a masked one (`kv_sharing`) two.
+            super().__init__(max_num_batched_tokens, 2 * max_batches, *args, **kwargs)
+
         def update_metadata(self, *args: Any, **kwargs: Any) -> None:
             super().update_metadata(*args, **kwargs)
             self._groups = group_rows(self.token_lora_indices)

@@ -2,7 +2,8 @@
 
 An adapter version gets a name, an id and a directory of its own, so loading one needs no pause: requests that
 run keep the version they started with. Every completion carries the version and the SHA-256 that its request
-was bound to. Token ids go in and come out; text never enters vLLM.
+was bound to. Token ids go in and come out; text never enters vLLM. With `model.masked_lora` an adapter acts from
+each request's `start` on (`actors.kv_sharing`), and the first load proves that this engine does so.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from actors import adapters
+from actors import adapters, kv_sharing
 from actors.types import AdapterRef
 from configs.schema import EngineSection, ModelSection
 
@@ -45,6 +46,8 @@ class Generated:
     """float32 `[T]`, of the sampled tokens"""
     finish_reason: str
     """`stop` or `length`"""
+    num_cached_tokens: int
+    """Prompt tokens found in the prefix cache; of the request's siblings, by the one that ended last"""
 
 
 class Engine:
@@ -60,7 +63,10 @@ class Engine:
         num_adapters: int,
         seed: int,
     ):
-        """`num_adapters`: versions that can run at once; the engine keeps that many loaded."""
+        """`num_adapters`: versions that can run at once; the engine keeps that many loaded.
+
+        Raises RuntimeError when `model.masked_lora` is on and this vLLM cannot do it.
+        """
         _set_environment(config)
         from vllm import SamplingParams
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -72,6 +78,11 @@ class Engine:
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._stop_token_ids = list(stop_token_ids)
         on_cpu = config.num_gpus == 0
+        self._is_masked, self._is_masking_proved = model.masked_lora, False
+        if model.masked_lora:
+            # vLLM loads its plugins when arguments are made; here the answer is wanted before that.
+            kv_sharing.register()
+            _require_masking(kv_sharing.find_unpatched())
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=model_path,
@@ -84,6 +95,10 @@ class Engine:
                 tensor_parallel_size=max(1, config.num_gpus),
                 gpu_memory_utilization=config.gpu_memory_frac,
                 max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_batched_tokens or None,
+                block_size=cast(Any, config.block_tokens or (32 if on_cpu else None)),
+                num_gpu_blocks_override=config.num_kv_blocks or None,
+                enable_prefix_caching=True,
                 enable_lora=True,
                 max_lora_rank=cast(Any, config.max_lora_rank),
                 max_loras=num_adapters,
@@ -93,6 +108,7 @@ class Engine:
                 enforce_eager=on_cpu,
                 seed=seed,
                 disable_log_stats=True,
+                worker_extension_cls="actors.kv_sharing.WorkerExtension" if model.masked_lora else "",
             )
         )
         # RAM-backed where there is one: adapters are read back at once and thrown away.
@@ -120,6 +136,9 @@ class Engine:
         self._loaded.pop(version, None)
         self._loaded[version] = ref, request
         await self._drop_old_versions()
+        if self._is_masked and not self._is_masking_proved:
+            await self._prove_masking(version)
+            self._is_masking_proved = True
         return ref
 
     def adapter(self, version: int) -> AdapterRef:
@@ -129,9 +148,15 @@ class Engine:
         return self._loaded[version][0]
 
     async def generate(
-        self, prompt_token_ids: np.ndarray, n: int, sampling: Sampling, version: int | None
+        self, prompt_token_ids: np.ndarray, n: int, sampling: Sampling, version: int | None, start: int = 0
     ) -> list[Generated]:
-        """`n` completions of one prompt `[P]` under the adapter of `version` (None: the base model)."""
+        """`n` completions of one prompt `[P]` under the adapter of `version` (None: the base model), which acts
+        from position `start` on.
+
+        Raises ValueError for a `start` in an engine without `model.masked_lora`.
+        """
+        if start and not self._is_masked:
+            raise ValueError(f"start: expected 0 without model.masked_lora, got {start}")
         params = self._sampling_params(
             n=n,
             temperature=sampling.temperature,
@@ -145,6 +170,7 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._final_only,
+            extra_args={kv_sharing.START: start} if start and version is not None else None,
         )
         prompt: Any = {"prompt_token_ids": prompt_token_ids.tolist()}
         lora_request = None
@@ -161,7 +187,28 @@ class Engine:
                 self._num_running[version] -= 1
         if final is None or len(final.outputs) != n:
             raise RuntimeError(f"expected {n} completions, got {0 if final is None else len(final.outputs)}")
-        return [_to_generated(output) for output in sorted(final.outputs, key=lambda output: output.index)]
+        num_cached = final.num_cached_tokens or 0
+        return [_to_generated(output, num_cached) for output in sorted(final.outputs, key=lambda output: output.index)]
+
+    async def _prove_masking(self, version: int) -> None:
+        """Every worker has the plugin, and a reasoning request takes over the blocks of a base request."""
+        for problem in await self._llm.collective_rpc("find_unpatched_worker"):
+            _require_masking(problem)
+        block = self._llm.vllm_config.cache_config.block_size
+        num_tokens = min(2 * block + 1, self._llm.model_config.max_model_len - 1)
+        num_shared = (num_tokens - 1) // block * block
+        if num_shared == 0:
+            return
+        vocabulary = self._llm.model_config.get_vocab_size()
+        prompt = np.random.default_rng(version).integers(0, vocabulary, num_tokens)
+        sampling = Sampling(temperature=0.0, max_tokens=1)
+        await self.generate(prompt, 1, sampling, version=None)
+        (reasoning,) = await self.generate(prompt, 1, sampling, version, start=num_tokens - 1)
+        if reasoning.num_cached_tokens != num_shared:
+            _require_masking(
+                f"a reasoning request after a base request on the same {num_tokens} tokens found "
+                f"{reasoning.num_cached_tokens} of them cached, expected {num_shared}"
+            )
 
     async def _drop_old_versions(self) -> None:
         num_extra = len(self._loaded) - self._num_adapters
@@ -177,7 +224,15 @@ class Engine:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _to_generated(output: Any) -> Generated:
+def _require_masking(problem: str | None) -> None:
+    if problem is not None:
+        raise RuntimeError(
+            f"model.masked_lora needs vLLM to be patched, and it is not: {problem}. Install the vLLM of the "
+            "constraints file, or set model.masked_lora=false (an ordinary LoRA; nothing shared with the base)"
+        )
+
+
+def _to_generated(output: Any, num_cached_tokens: int) -> Generated:
     if output.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"expected a finished completion, got finish_reason {output.finish_reason!r}")
     return Generated(
@@ -185,6 +240,7 @@ def _to_generated(output: Any) -> Generated:
         # One entry per position when logprobs=0: the sampled token's own.
         logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
         finish_reason=output.finish_reason,
+        num_cached_tokens=num_cached_tokens,
     )
 
 

@@ -298,7 +298,6 @@ class LearnerRank:
         """This micro-batch's part of the loss, with gradient, and its sums for the metrics."""
         stage, engine = self._stage, self._engine
         reference_logprobs = None
-        # Before the policy's pass: a checkpointed backward recomputes with what the switch says last.
         if stage.kind == "rl" and stage.kl_beta > 0:
             with torch.no_grad():
                 reference_logprobs, _ = engine(batch, self._reference, stage.temperature)

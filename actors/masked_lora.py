@@ -1,11 +1,21 @@
 """LoRA layers for training: on from position `start`, several adapters on one base, PEFT's format in and out.
 
+With x_t the input at position t of a row, W the frozen weights and s = alpha / rank (arXiv 2603.16867, KV-cache
+sharing between base and reasoning mode):
+
+    h_t = W x_t                 t < start: what the plain base computes, and so the keys and values it caches
+    h_t = W x_t + s B A x_t     t >= start
+
 PEFT's own layers are left out for three reasons: an fp32 adapter on a bf16 base computes in fp32 there,
 which is slow and not what the engine computes; its masked variant cannot run a second forward before a
 backward when gradients are checkpointed; and each of its layers costs several passes over the activations.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +27,35 @@ from configs.schema import LoraSection
 PEFT_PREFIX = "base_model.model."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AdapterState:
+    """What all layers of a model do in one forward pass."""
+
+    adapter: str | None = None
+    """`policy`, `reference`, or None for the plain base."""
+    dropout: float = 0.0
+    mask: Tensor | None = None
+    """`[B * T, 1]`, 0 where the adapter is off; None: on everywhere"""
+
+
 class AdapterSwitch:
-    """What all layers of a model do in this forward pass. It must not change before its backward pass."""
+    """The state of the forward pass that is running; set it before each."""
 
     def __init__(self) -> None:
-        self.adapter: str | None = None
-        """`policy`, `reference`, or None for the plain base."""
-        self.dropout: float = 0.0
-        self.mask: Tensor | None = None
-        """`[B * T, 1]`, 0 where the adapter is off; None: on everywhere"""
+        self.state = AdapterState()
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` of `torch.utils.checkpoint`: a backward pass recomputes under the state of its own forward,
+        whatever other forwards came between."""
+        return contextlib.nullcontext(), self._restored(self.state)
+
+    @contextlib.contextmanager
+    def _restored(self, state: AdapterState) -> Iterator[None]:
+        current, self.state = self.state, state
+        try:
+            yield
+        finally:
+            self.state = current
 
 
 class MaskedLora(nn.Module):
@@ -47,16 +77,16 @@ class MaskedLora(nn.Module):
         self.register_parameter(f"{adapter}_b", nn.Parameter(b.float().to(device, copy=True), requires_grad=trainable))
 
     def forward(self, x: Tensor) -> Tensor:
-        switch = self.switch
-        if switch.adapter is None:
+        state = self.switch.state
+        if state.adapter is None:
             return self.base(x)
-        a = getattr(self, f"{switch.adapter}_a").to(x.dtype)
-        b = getattr(self, f"{switch.adapter}_b").to(x.dtype)
+        a = getattr(self, f"{state.adapter}_a").to(x.dtype)
+        b = getattr(self, f"{state.adapter}_b").to(x.dtype)
         flat = x.flatten(0, -2)
         y = self.base(flat)
-        h = F.linear(F.dropout(flat, switch.dropout) if switch.dropout > 0 else flat, a)
-        if switch.mask is not None:
-            h = h * switch.mask
+        h = F.linear(F.dropout(flat, state.dropout) if state.dropout > 0 else flat, a)
+        if state.mask is not None:
+            h = h * state.mask
         return torch.addmm(y, h, b.t(), alpha=self.scale).view(*x.shape[:-1], -1)
 
 
@@ -147,12 +177,14 @@ def peft_config(lora: LoraSection) -> dict[str, Any]:
     }
 
 
-def start_mask(starts: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor | None:
-    """`[B * num_tokens, 1]`, 1 from each row's start on; None when every row starts at 0.
+def start_mask(starts: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """1 from each row's start on, 0 before it, flat: `[number of tokens, 1]`; None when every row starts at 0.
 
-    Example: starts `[0, 2]`, 3 tokens → `[1, 1, 1, 0, 0, 1]` (with a trailing dimension).
+    `positions` counts each token from the beginning of its row; `starts` broadcasts against it.
+
+    Padded rows: starts `[[0], [2]]`, positions `[[0, 1, 2]]` → `1 1 1 0 0 1`.
+    Packed rows: starts `[0, 0, 2, 2, 2]`, positions `[0, 1, 0, 1, 2]` → `1 1 0 0 1`.
     """
     if not starts.any():
         return None
-    positions = torch.arange(num_tokens, device=starts.device)
-    return (positions >= starts[:, None]).to(dtype).view(-1, 1)
+    return (positions >= starts).to(dtype).view(-1, 1)

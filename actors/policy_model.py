@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actors.logprobs import token_logprobs
-from actors.masked_lora import AdapterSwitch, MaskedLora, insert_layers, start_mask
+from actors.masked_lora import AdapterState, AdapterSwitch, MaskedLora, insert_layers, start_mask
 from actors.micro_batches import MicroBatch
 from configs.schema import LoraSection, ModelSection
 
@@ -26,7 +26,9 @@ class PolicyModel(nn.Module):
         self.switch = AdapterSwitch()
         self.layers: dict[str, MaskedLora] = insert_layers(self.base, lora, self.switch)
         if gradient_checkpointing:
-            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+            self.base.gradient_checkpointing_enable(
+                {"use_reentrant": False, "context_fn": self.switch.checkpoint_contexts}
+            )
         # Checkpointing works in training mode only; the base's own dropout is off in either mode.
         self.base.train(gradient_checkpointing)
 
@@ -34,9 +36,9 @@ class PolicyModel(nn.Module):
         self, batch: MicroBatch, adapter: str | None, temperature: float, dropout: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies `[N]` of the batch's trained tokens under `adapter` (None: the plain base)."""
-        self.switch.adapter = adapter
-        self.switch.dropout = dropout
-        self.switch.mask = start_mask(batch.starts, batch.token_ids.shape[1], self.base.dtype)
+        positions = torch.arange(batch.token_ids.shape[1], device=batch.token_ids.device)
+        mask = start_mask(batch.starts[:, None], positions, self.base.dtype)
+        self.switch.state = AdapterState(adapter=adapter, dropout=dropout, mask=mask)
         hidden = self.base.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
         head = self.base.get_output_embeddings()
         # Reading its weights here is enough with ZeRO stage 3 too: they are made whole until this forward ends.

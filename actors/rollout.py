@@ -50,7 +50,7 @@ class RolloutActor:
         """`n` completions of one prompt by adapter `version`, or by the base."""
         adapter = None if version == BASE_VERSION else self._engine.adapter(version)
         generated = await self._engine.generate(
-            prompt.token_ids, n, sampling, None if adapter is None else adapter.version
+            prompt.token_ids, n, sampling, None if adapter is None else adapter.version, prompt.start
         )
         texts = self._tokenizer.batch_decode([g.token_ids for g in generated], skip_special_tokens=True)
         return tuple(_stamp(g, text, adapter) for g, text in zip(generated, texts, strict=True))

@@ -80,6 +80,9 @@ RULES: dict[str, Rule] = {
     "engine.num_cpus": _NOT_NEGATIVE,
     "engine.num_threads": _COUNT,
     "engine.max_num_seqs": _COUNT,
+    "engine.max_batched_tokens": _NOT_NEGATIVE,
+    "engine.block_tokens": ("0 or a multiple of 16", lambda value: value >= 0 and value % 16 == 0),
+    "engine.num_kv_blocks": _NOT_NEGATIVE,
     "engine.max_lora_rank": (
         f"one of {', '.join(map(str, MAX_LORA_RANKS))} (what vLLM takes)",
         lambda value: value in MAX_LORA_RANKS,

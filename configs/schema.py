@@ -34,6 +34,9 @@ class ModelSection:
     """Of the base weights, in learner and engine; adapters are trained in fp32."""
     max_length_tokens: int = 8192
     """Prompt and completion together."""
+    masked_lora: bool = True
+    """The adapter is on from the last prompt token on, in training and in every engine, so base and reasoning share
+    the prompt's KV cache. False: an ordinary LoRA, on everywhere."""
     trust_remote_code: bool = False
     """Run Python code that the model directory brings along."""
 
@@ -206,6 +209,12 @@ class EngineSection:
     """CPU engines: threads of the arithmetic."""
     max_num_seqs: int = 256
     """Sequences decoded at once."""
+    max_batched_tokens: int = 0
+    """Tokens computed in one engine step; longer prompts are computed in chunks. 0: vLLM's choice."""
+    block_tokens: int = 0
+    """Tokens of one KV block, the unit in which prompts are shared. 0: 32 on CPU, vLLM's choice on GPU."""
+    num_kv_blocks: int = 0
+    """KV blocks, however much memory there is; 0: as many as memory holds."""
     max_lora_rank: int = 16
     """At least the adapter's rank; vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 or 512."""
     gpu_memory_frac: float = 0.85

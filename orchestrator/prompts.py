@@ -26,7 +26,12 @@ class Prompter:
         for attempt in range(MAX_ATTEMPTS):
             task, budget_tokens = self._stream.at(index, attempt)
             prompt = make_prompt(
-                task, budget_tokens, self._config.budget, self._tokenizer, self._config.max_prompt_tokens
+                task,
+                budget_tokens,
+                self._config.budget,
+                self._tokenizer,
+                self._config.max_prompt_tokens,
+                self._config.model.masked_lora,
             )
             if prompt is not None:
                 return task, prompt
@@ -40,10 +45,8 @@ class Prompter:
 def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
     """The evaluation tasks whose prompts fit; says how many do not."""
     tasks = held_out_tasks(config.data.evaluation, config.budget, config.evaluation.num_tasks, config.run.seed)
-    pairs = [
-        (task, make_prompt(task, budget_tokens, config.budget, tokenizer, config.max_prompt_tokens))
-        for task, budget_tokens in tasks
-    ]
+    fits = (config.max_prompt_tokens, config.model.masked_lora)
+    pairs = [(task, make_prompt(task, budget_tokens, config.budget, tokenizer, *fits)) for task, budget_tokens in tasks]
     fitting = [(task, prompt) for task, prompt in pairs if prompt is not None]
     if len(fitting) < len(pairs):
         log.warning(

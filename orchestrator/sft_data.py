@@ -15,7 +15,7 @@ from actors.types import TrainRow
 from configs.schema import ARITHMETIC, RunConfig
 from orchestrator import arithmetic
 from orchestrator.datasets import Rows, apply_preset, load_rows, read_conversation, with_system_prompt
-from orchestrator.tasks import seeded_rng, shuffled_position, with_budget
+from orchestrator.tasks import adapter_start, seeded_rng, shuffled_position, with_budget
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class SftRows:
         for attempt in range(MAX_ATTEMPTS):
             where, messages = self._conversation(index, attempt)
             try:
-                row = make_row(messages, self._tokenizer, self._end_token_ids)
+                row = make_row(messages, self._tokenizer, self._end_token_ids, self._config.model.masked_lora)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
             if len(row.token_ids) <= limit:
@@ -101,11 +101,11 @@ class SftRows:
         return with_system_prompt(turns, self._source.system_prompt or train.system_prompt)
 
 
-def make_row(messages: Messages, tokenizer: Any, end_token_ids: Sequence[int]) -> TrainRow:
+def make_row(messages: Messages, tokenizer: Any, end_token_ids: Sequence[int], masked_lora: bool) -> TrainRow:
     """Tokens of a conversation, with a loss mask over every assistant's turn and its end token.
 
     What the template puts after the end token (a line break, often) is no part of the turn, and at the end of the
-    row it is left out. Raises ValueError when the template rewrites earlier turns, or ends a turn without end token.
+    row it is left out. The adapter's `start` is the token before the first turn that is trained on. Raises ValueError when the template rewrites earlier turns, or ends a turn without end token.
 
     Example, one token per character, `[U]`, `[A]` and `[E]` tags: user `7`, assistant `8` → tokens `[U] 7 [E] [A] 8 [E]`,
     mask `0 0 0 0 1 1`.
@@ -138,7 +138,7 @@ def make_row(messages: Messages, tokenizer: Any, end_token_ids: Sequence[int]) -
         done = through
     return TrainRow(
         token_ids=np.asarray(token_ids, dtype=np.int32),
-        start=0,
+        start=adapter_start(mask.index(True), masked_lora),
         loss_mask=np.asarray(mask, dtype=bool),
         behaviour_logprobs=np.zeros(len(token_ids), dtype=np.float32),
         advantage=0.0,

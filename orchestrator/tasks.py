@@ -107,8 +107,16 @@ def draw_budget(rng: random.Random, budget: BudgetSection, difficulty: int) -> i
     return rng.choice(budget.buckets_tokens) + budget.per_difficulty_tokens * difficulty
 
 
+def adapter_start(num_prompt_tokens: int, masked_lora: bool) -> int:
+    """First position at which the adapter acts: the last prompt token, so it has a say in the first token sampled.
+
+    Engines compute that token anew in any case, so nothing that could be shared is lost. 0 without masking.
+    """
+    return max(0, num_prompt_tokens - 1) if masked_lora else 0
+
+
 def make_prompt(
-    task: Task, budget_tokens: int, budget: BudgetSection, tokenizer: Any, max_prompt_tokens: int
+    task: Task, budget_tokens: int, budget: BudgetSection, tokenizer: Any, max_prompt_tokens: int, masked_lora: bool
 ) -> Prompt | None:
     """The task's chat with the budget named in its last user turn, as tokens; None when they are too many.
 
@@ -119,7 +127,12 @@ def make_prompt(
     token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
     if len(token_ids) > max_prompt_tokens:
         return None
-    return Prompt(task_id=task.task_id, token_ids=token_ids, budget_tokens=budget_tokens, start=0)
+    return Prompt(
+        task_id=task.task_id,
+        token_ids=token_ids,
+        budget_tokens=budget_tokens,
+        start=adapter_start(len(token_ids), masked_lora),
+    )
 
 
 def with_budget(

@@ -15,7 +15,7 @@ LAYERS = ("configs", "rewards", "actors", "deploy", "orchestrator")
 ONLY_IMPORTERS = {
     "omegaconf": {"configs/load.py"},
     "math_verify": {"rewards/math_answer.py"},
-    "vllm": {"actors/engine.py", "actors/cpu_lora.py"},
+    "vllm": {"actors/engine.py", "actors/kv_sharing.py", "actors/cpu_lora.py"},
     "deepspeed": {"actors/learner.py"},
     "datasets": {"orchestrator/datasets.py"},
     "mlflow": {"orchestrator/tracking.py"},

@@ -39,7 +39,7 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 
 def test_a_single_turn_by_hand():
-    row = make_row(turns("7", "89"), TOKENIZER, END)
+    row = make_row(turns("7", "89"), TOKENIZER, END, masked_lora=False)
     assert TOKENIZER.convert_ids_to_tokens(row.token_ids.tolist()) == [
         *("<|user|>", "7", "<|end|>", "<|assistant|>", "8", "9", "<|end|>"),
     ]
@@ -50,10 +50,16 @@ def test_a_single_turn_by_hand():
 
 def test_every_assistant_turn_is_trained_on_with_its_end_token():
     messages = [{"role": "system", "content": "s"}, *turns("a", "b", "cd", "e")]
-    row = make_row(messages, TOKENIZER, END)
+    row = make_row(messages, TOKENIZER, END, masked_lora=False)
     trained = [token for token, is_trained in zip(row.token_ids.tolist(), row.loss_mask, strict=True) if is_trained]
     assert TOKENIZER.convert_ids_to_tokens(trained) == ["b", "<|end|>", "e", "<|end|>"]
     assert TOKENIZER.decode(row.token_ids) == TOKENIZER.apply_chat_template(messages, tokenize=False)
+
+
+def test_the_adapter_starts_at_the_token_before_the_first_turn_that_is_trained_on():
+    assert make_row(turns("7", "89"), TOKENIZER, END, masked_lora=True).start == 3
+    row = make_row(turns("a", "b", "cd", "e"), TOKENIZER, END, masked_lora=True)
+    assert (row.start, int(row.loss_mask.argmax())) == (3, 4)
 
 
 def with_template(template: str):
@@ -67,7 +73,7 @@ def test_what_follows_the_end_token_is_not_trained_on():
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    row = make_row(turns("a", "b", "c", "d"), tokenizer, END)
+    row = make_row(turns("a", "b", "c", "d"), tokenizer, END, masked_lora=False)
     text = "<|user|>a<|end|>\n<|assistant|>b<|end|>\n<|user|>c<|end|>\n<|assistant|>d<|end|>"
     assert tokenizer.decode(row.token_ids) == text
     # user turn 4 + assistant tag; b and end; line break, user turn 4 + tag; d and end
@@ -80,14 +86,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
         "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     with pytest.raises(ValueError, match="at turn 4 it changes what stands before it"):
-        make_row(turns("a", "b", "c", "d"), tokenizer, END)
+        make_row(turns("a", "b", "c", "d"), tokenizer, END, masked_lora=False)
 
 
 def test_a_turn_without_end_token_is_refused():
     tokenizer = with_template("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
     tokenizer.chat_template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     with pytest.raises(ValueError, match=r"expected one of the end tokens \['<\|end\|>'\]"):
-        make_row(turns("a", "b"), tokenizer, END)
+        make_row(turns("a", "b"), tokenizer, END, masked_lora=False)
 
 
 def test_rows_from_any_position_are_those_of_an_uninterrupted_run(tmp_path):

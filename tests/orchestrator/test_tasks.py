@@ -114,19 +114,19 @@ def test_a_bad_row_stops_the_stream_before_training(tmp_path, monkeypatch):
 
 def test_a_prompt_is_the_chat_with_the_budget_in_the_last_user_turn():
     tokenizer = make_tokenizer()
-    prompt = make_prompt(arithmetic_task(CHAIN, 4), 50, BUDGET, tokenizer, max_prompt_tokens=40)
+    prompt = make_prompt(arithmetic_task(CHAIN, 4), 50, BUDGET, tokenizer, max_prompt_tokens=40, masked_lora=True)
     assert prompt is not None
     assert tokenizer.decode(prompt.token_ids) == "<|user|>1+2=?\nBudget: 50<|end|><|assistant|>"
     assert prompt.token_ids.dtype == np.int32
     # tag, `1+2=?`, line break, `Budget: 50`, two tags
     assert len(prompt.token_ids) == 1 + 5 + 1 + 10 + 2
-    assert (prompt.task_id, prompt.budget_tokens, prompt.start) == ("arithmetic/4", 50, 0)
+    assert (prompt.task_id, prompt.budget_tokens, prompt.start) == ("arithmetic/4", 50, 18)
 
 
 def test_a_prompt_over_the_limit_is_none():
-    tokenizer = make_tokenizer()
-    assert make_prompt(arithmetic_task(CHAIN, 0), 50, BUDGET, tokenizer, max_prompt_tokens=19) is not None
-    assert make_prompt(arithmetic_task(CHAIN, 0), 50, BUDGET, tokenizer, max_prompt_tokens=18) is None
+    task, tokenizer = arithmetic_task(CHAIN, 0), make_tokenizer()
+    assert make_prompt(task, 50, BUDGET, tokenizer, max_prompt_tokens=19, masked_lora=False).start == 0
+    assert make_prompt(task, 50, BUDGET, tokenizer, max_prompt_tokens=18, masked_lora=False) is None
 
 
 def test_braces_in_a_question_stay_as_they_are():
