@@ -17,7 +17,13 @@ import tempfile
 from pathlib import Path
 
 GROUPS, GROUP_SIZE = 16, 8
-OVERRIDES = [f"rl.groups_per_step={GROUPS}", f"rl.group_size={GROUP_SIZE}", "rl.kl_beta=0.0"]
+# TRL trains an ordinary LoRA without KL.
+OVERRIDES = [
+    f"rl.groups_per_step={GROUPS}",
+    f"rl.group_size={GROUP_SIZE}",
+    "rl.kl_beta=0.0",
+    "model.masked_lora=false",
+]
 
 
 def trl_side(adapter: str, num_steps: int) -> None:

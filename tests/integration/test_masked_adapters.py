@@ -9,30 +9,29 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 
-from actors import adapters
-from actors.engine import Engine, Sampling
-from actors.masked_lora import add_adapter, peft_config
-from actors.micro_batches import MicroBatch
-from actors.policy_model import PolicyModel
-from actors.types import TrainRow
-from configs.schema import EngineSection, LoraSection, ModelSection
+from actors.engine import Sampling
+from configs.schema import EngineSection
 from tests.actors.dense_reference import DenseReference, random_adapter
+from tests.integration.masked_setup import (
+    LORA,
+    MASKED,
+    ORDINARY,
+    SCALE,
+    learner_logprobs,
+    make_policy,
+    make_prompt,
+    reference_logprobs,
+    start_engine,
+)
 
 pytestmark = pytest.mark.integration
 
-LORA = LoraSection(rank=8, alpha=16)
 BLOCK = 32
 SHORT, EXACT, LONG = 11, BLOCK, 3 * BLOCK + 4
 TOLERANCE = 1e-4
 """Nats, fp32."""
 SAMPLING = Sampling(temperature=1.0, max_tokens=20, ignore_end=True)
-MASKED, ORDINARY = 1, 2
-
-
-def make_prompt(num_tokens, seed=0):
-    return np.random.default_rng(seed).integers(0, 60, num_tokens).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +44,12 @@ def tensors(tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def references(tiny_model_dir, tensors):
-    scale = LORA.alpha / LORA.rank
-    return {version: DenseReference(tiny_model_dir, tensors[version], scale) for version in tensors}
+    return {version: DenseReference(tiny_model_dir, tensors[version], SCALE) for version in tensors}
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_model_dir, tensors):
-    policy = PolicyModel(ModelSection(dtype="float32"), str(tiny_model_dir), LORA, gradient_checkpointing=False)
-    add_adapter(policy.layers, "policy", tensors[MASKED], LORA.rank, trainable=False)
-    return policy
+    return make_policy(tiny_model_dir, tensors, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -74,44 +70,14 @@ CHUNKED = EngineSection(
     ids=["whole_prefill", "chunked_prefill_few_blocks"],
 )
 def engine(request, loop, tiny_model_dir, tensors):
-    async def start():
-        engine = Engine(
-            model_path=str(tiny_model_dir),
-            stop_token_ids=(),
-            model=ModelSection(dtype="float32", max_length_tokens=256),
-            config=request.param,
-            num_adapters=2,
-            seed=0,
-        )
-        for version, adapter in tensors.items():
-            await engine.load_adapter(adapters.pack(adapter, peft_config(LORA)), version)
-        return engine
-
-    engine = loop.run_until_complete(start())
+    engine = loop.run_until_complete(start_engine(tiny_model_dir, tensors, "float32", request.param))
     yield engine
     engine.shutdown()
 
 
 def expected_logprobs(references, version, prompt, generated, start):
-    """Of the completion; `version` None is the base."""
-    reference = references[version or MASKED]
-    token_ids = np.concatenate([prompt, generated.token_ids])
-    with torch.no_grad():
-        logprobs = reference.logprobs(token_ids, None if version is None else start)
-    return logprobs[len(prompt) - 1 :].numpy()
-
-
-def learner_logprobs(policy, prompt, generated, start):
-    token_ids = np.concatenate([prompt, generated.token_ids])
-    row = TrainRow(
-        token_ids=token_ids,
-        start=start,
-        loss_mask=np.arange(len(token_ids)) >= len(prompt),
-        behaviour_logprobs=np.zeros(len(token_ids), dtype=np.float32),
-        advantage=0.0,
-    )
-    with torch.no_grad():
-        return policy(MicroBatch.from_rows([row]), "policy", 1.0)[0].numpy()
+    """`version` None is the base."""
+    return reference_logprobs(references[version or MASKED], prompt, generated, None if version is None else start)
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [SHORT, EXACT, EXACT + 1, LONG])
