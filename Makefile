@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow bench lint clean
+.PHONY: help env quickstart test test-slow bench bench-budget lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,12 @@ test-slow: $(STAMP) ## the tests that take minutes
 
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
+
+bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two cores; its time is in RESULTS.md
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.num_steps=60 'evaluation.caps_tokens=[25,50,75,100]' \
+	  'rl.kl_beta=[1e-2,1e-3,1e-4]'
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.num_steps=60 'evaluation.caps_tokens=[25,50,75,100]' \
+	  rl.kl_beta=1e-3 'reward.length=[lcpo_max,arora_zanette,dler,laser]'
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -219,7 +219,8 @@ class Engine:
                 await self._llm.remove_lora(request.lora_int_id)
                 shutil.rmtree(request.lora_path, ignore_errors=True)
 
-    def shutdown(self) -> None:
+    async def shutdown(self) -> None:
+        """In the event loop that it runs in: vLLM closes its sockets there, and an open one blocks when it is collected."""
         self._llm.shutdown()
         shutil.rmtree(self._directory, ignore_errors=True)
 

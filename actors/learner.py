@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from actors.adapters import make_ref, pack, unpack
 from actors.learner_state import KINDS, LearnerState
-from actors.losses import policy_gradient_loss, sft_loss, step_metrics
+from actors.losses import LossInputs, LossSettings, loss_settings, policy_gradient_loss, sft_loss, step_metrics
 from actors.masked_lora import adapter_parameters, add_adapter, check_shapes, fresh_tensors, peft_config
 from actors.micro_batches import MicroBatch, dummy_row, learning_rate, split_rows
 from actors.policy_model import PolicyModel
 from actors.types import AdapterRef, StageSpec, TrainRow, UpdateResult
 from configs.schema import LearnerSection, LoraSection, ModelSection
 
-SUMS = ("loss", "entropy", "clipped", "ratio", "gap", "kl")
+SUMS = ("loss", "entropy", "clipped", "ratio", "gap", "kl", "masked")
 COUNTS = ("loss_tokens", "tokens", "area_tokens")
 
 
@@ -117,15 +117,18 @@ class LearnerRank:
                     f"got {config['r']} and {config['lora_alpha']}"
                 )
         add_adapter(policy.layers, "policy", start, self.lora.rank, trainable=True)
+        if stage.kl_beta > 0 and stage.reference == "none":
+            raise ValueError(f"kl_beta = {stage.kl_beta} needs a reference, got none")
         self._reference: str | None = None
-        if stage.kind == "rl" and stage.kl_beta > 0 and stage.kl_reference == "start":
+        if stage.kind == "rl" and stage.reference == "start":
             self._reference = "reference"
             add_adapter(policy.layers, "reference", start, self.lora.rank, trainable=False)
         self._parameters = adapter_parameters(policy.layers, "policy")
         self._engine = self._build_engine(policy.to(self._device), list(self._parameters.values()))
 
-    def update(self, rows: tuple[TrainRow, ...], num_loss_tokens: int) -> UpdateResult:
+    def update(self, rows: tuple[TrainRow, ...], num_loss_tokens: int, kl_beta: float | None = None) -> UpdateResult:
         """One optimiser step on this rank's `rows`; `num_loss_tokens` counts the trained tokens of all ranks.
+        `kl_beta` stands in for the stage's.
 
         Raises on every rank, before any weight changes: ValueError when the ranks' rows do not hold
         `num_loss_tokens` trained tokens, RuntimeError when the loss or the gradient norm is not finite.
@@ -139,12 +142,14 @@ class LearnerRank:
         ]
         # ZeRO communicates in every backward pass, so all ranks must run equally many.
         num_batches = int(self._reduce([len(batches)], dist.ReduceOp.MAX)[0])
+        num_sequences = int(self._reduce([len(rows)], dist.ReduceOp.SUM)[0])
+        settings = loss_settings(self._stage, self._stage.kl_beta if kl_beta is None else kl_beta)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
         gap_max = zero = torch.zeros((), device=self._device)
         for i in range(num_batches):
             is_dummy = i >= len(batches)
             batch = (MicroBatch.from_rows([dummy_row()]) if is_dummy else batches[i]).to(self._device)
-            loss, batch_sums = self._loss(batch, num_loss_tokens)
+            loss, batch_sums = self._loss(batch, num_loss_tokens, num_sequences, settings)
             if is_dummy:
                 loss = loss * 0
             else:
@@ -172,7 +177,7 @@ class LearnerRank:
         grad_norm = self._take_step(rate)
         self._step += 1
         maxima = self._reduce([gap_max.item(), time.monotonic() - started_s], dist.ReduceOp.MAX).tolist()
-        metrics = step_metrics(self._stage.kind, total, maxima[0], num_loss_tokens) | {
+        metrics = step_metrics(self._stage.kind, total, maxima[0], num_loss_tokens, num_sequences) | {
             "train/grad_norm": grad_norm,
             "train/learning_rate": rate,
             "time/update_s": maxima[1],
@@ -212,7 +217,8 @@ class LearnerRank:
         check_shapes("learner state", expected, got)
         if state.step:
             # A step at learning rate 0 makes the optimiser lay out its state, wherever ZeRO keeps it.
-            loss, _ = self._loss(MicroBatch.from_rows([dummy_row()]).to(self._device), 1)
+            dummy = MicroBatch.from_rows([dummy_row()]).to(self._device)
+            loss, _ = self._loss(dummy, 1, 1, loss_settings(self._stage, self._stage.kl_beta))
             engine.set_gradient_accumulation_boundary(True)
             engine.backward(loss * 0, scale_wrt_gas=False)
             self._take_step(0.0)
@@ -294,30 +300,33 @@ class LearnerRank:
         )
         return engine
 
-    def _loss(self, batch: MicroBatch, num_loss_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, batch: MicroBatch, num_loss_tokens: int, num_sequences: int, settings: LossSettings
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's part of the loss, with gradient, and its sums for the metrics."""
         stage, engine = self._stage, self._engine
         reference_logprobs = None
-        if stage.kind == "rl" and stage.kl_beta > 0:
+        if settings.kl_beta > 0:
             with torch.no_grad():
                 reference_logprobs, _ = engine(batch, self._reference, stage.temperature)
-        policy_logprobs, entropies = engine(batch, "policy", stage.temperature, stage.dropout)
-        sums = {"entropy": entropies.sum()}
+        policy_logprobs, entropies = engine(
+            batch, "policy", stage.temperature, stage.dropout, settings.entropy_bonus != 0
+        )
+        sums = {"entropy": entropies.detach().sum()}
         if stage.kind == "sft":
             loss = sft_loss(policy_logprobs, num_loss_tokens)
         else:
-            loss, rl_sums = policy_gradient_loss(
+            inputs = LossInputs(
                 policy_logprobs=policy_logprobs,
                 behaviour_logprobs=batch.behaviour_logprobs,
-                advantages=batch.advantages,
                 reference_logprobs=reference_logprobs,
+                advantages=batch.advantages,
+                entropies=entropies,
+                rows=batch.rows,
                 num_loss_tokens=num_loss_tokens,
-                clip_low=stage.clip_low,
-                clip_high=stage.clip_high,
-                importance_cap=stage.importance_cap,
-                kl_beta=stage.kl_beta,
-                kl_estimator=stage.kl_estimator,
+                num_sequences=num_sequences,
             )
+            loss, rl_sums = policy_gradient_loss(inputs, settings)
             sums |= rl_sums
         return loss, sums | {"loss": loss.detach()}
 

@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import ray
 
 from actors.types import AdapterRef, StageSpec, TrainBatch, UpdateResult
@@ -37,13 +38,21 @@ class LearnerGroup:
         if len(batch.rows_per_rank) != len(self._ranks):
             raise ValueError(f"rows_per_rank: expected {len(self._ranks)} shards, got {len(batch.rows_per_rank)}")
         refs = [
-            rank.update.remote(rows, batch.num_loss_tokens)
+            rank.update.remote(rows, batch.num_loss_tokens, batch.kl_beta)
             for rank, rows in zip(self._ranks, batch.rows_per_rank, strict=True)
         ]
         first, *others = self._wait("update", refs, self._call_timeout_s)
         for rank, other in enumerate(others, start=1):
             check_agreement(first, other, rank)
         return first
+
+    def sequence_logprobs(self, batch: TrainBatch, adapter: str) -> list[list[np.ndarray]]:
+        """Per rank and row, logprobs of the trained tokens under `policy`, `reference` or `base`."""
+        refs = [
+            rank.sequence_logprobs.remote(rows, adapter)
+            for rank, rows in zip(self._ranks, batch.rows_per_rank, strict=True)
+        ]
+        return self._wait("sequence_logprobs", refs, self._call_timeout_s)
 
     def publish(self) -> tuple[AdapterRef, ray.ObjectRef]:
         """The policy adapter; its bytes stay in the object store of rank 0's node."""

@@ -33,9 +33,17 @@ class PolicyModel(nn.Module):
         self.base.train(gradient_checkpointing)
 
     def forward(
-        self, batch: MicroBatch, adapter: str | None, temperature: float, dropout: float = 0.0
+        self,
+        batch: MicroBatch,
+        adapter: str | None,
+        temperature: float,
+        dropout: float = 0.0,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies `[N]` of the batch's trained tokens under `adapter` (None: the plain base)."""
+        """Logprobs and entropies `[N]` of the batch's trained tokens under `adapter` (None: the plain base).
+
+        Entropies have a gradient only with `entropy_gradient`, which costs a second product with the head.
+        """
         positions = torch.arange(batch.token_ids.shape[1], device=batch.token_ids.device)
         mask = start_mask(batch.starts[:, None], positions, self.base.dtype)
         self.switch.state = AdapterState(adapter=adapter, dropout=dropout, mask=mask)
@@ -43,7 +51,12 @@ class PolicyModel(nn.Module):
         head = self.base.get_output_embeddings()
         # Reading its weights here is enough with ZeRO stage 3 too: they are made whole until this forward ends.
         return token_logprobs(
-            hidden[batch.rows, batch.positions], head.weight, batch.targets, temperature, lm_head_bias=head.bias
+            hidden[batch.rows, batch.positions],
+            head.weight,
+            batch.targets,
+            temperature,
+            lm_head_bias=head.bias,
+            entropy_gradient=entropy_gradient,
         )
 
 

@@ -6,7 +6,8 @@ from actors.scoring_process import ANSWER_VERIFIER, Scorer
 from actors.types import Completion, Prompt, Rollout, Task
 from configs.schema import RewardSection
 from rewards.base import Outcome, RewardResult
-from rewards.length import LengthInputs, score_group
+from rewards.length import LengthInputs, LengthState, score_group
+from rewards.length_state import NO_MEMORY
 
 
 class RewardActor:
@@ -24,8 +25,18 @@ class RewardActor:
         """Process id of a scoring process that is ready."""
         return self._scorer.ensure_ready()
 
-    def score_group(self, task: Task, prompt: Prompt, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+    def score_group(
+        self,
+        task: Task,
+        prompt: Prompt,
+        completions: Sequence[Completion],
+        step: int = 0,
+        state: LengthState = NO_MEMORY,
+    ) -> tuple[Rollout, ...]:
         """The completions of one prompt, scored, in their order.
+
+        `step` is the RL step that asks for it and `state` what length rewards remember of the task: some depend on
+        them.
 
         A completion whose verification overruns `reward.deadline_s` gets TIMEOUT, one that ends its process
         CRASHED; both earn what a wrong answer earns. Raises ValueError for a prompt of another task and for a
@@ -37,11 +48,8 @@ class RewardActor:
             verdicts = self._scorer.verify([completion.text for completion in completions], task.reference_answer)
         except ValueError as error:
             raise ValueError(f"task {task.task_id}: {error}") from error
-        inputs = LengthInputs(
-            num_tokens=tuple(completion.num_tokens for completion in completions),
-            correct=tuple(verdict.outcome == Outcome.CORRECT for verdict in verdicts),
-            budget_tokens=prompt.budget_tokens,
-        )
+        is_correct = [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
+        inputs = length_inputs(prompt, completions, is_correct, self._config.span, step, state)
         scores = score_group(inputs, self._config)
         return tuple(
             Rollout(
@@ -57,3 +65,29 @@ class RewardActor:
     def close(self) -> None:
         """End the scoring process."""
         self._scorer.close()
+
+
+def length_inputs(
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    is_correct: Sequence[bool],
+    span: str,
+    step: int = 0,
+    state: LengthState = NO_MEMORY,
+) -> LengthInputs:
+    """What length rewards are told of one group; `span` is `completion` or `thinking`."""
+    return LengthInputs(
+        num_tokens=tuple(c.num_thinking_tokens if span == "thinking" else c.num_tokens for c in completions),
+        correct=tuple(is_correct),
+        truncated=tuple(c.finish_reason == "length" for c in completions),
+        task_id=prompt.task_id,
+        budget_tokens=prompt.budget_tokens,
+        step=step,
+        state=state,
+    )
+
+
+def inputs_of_rollouts(rollouts: Sequence[Rollout], span: str, step: int) -> LengthInputs:
+    """The same of a group that has been scored, for what is remembered of it."""
+    is_correct = [rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts]
+    return length_inputs(rollouts[0].prompt, [rollout.completion for rollout in rollouts], is_correct, span, step)

@@ -31,6 +31,8 @@ class Task:
     source: str
     difficulty: int = 0
     """As the source grades it (the built-in tasks: number of operations); 0 when it does not."""
+    budget_tokens: int | None = None
+    """The source's own budget for it; None when it has none and one is drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,10 +65,27 @@ class Completion:
     """Version of the adapter that sampled; -1 for the base without adapter"""
     adapter_sha256: str
     """Of the adapter bytes that sampled; empty for the base"""
+    num_thinking_tokens: int
+    """Tokens up to and including the close of the thought, where `reward.span` asks for it; else all of them"""
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HardCap:
+    """A limit on what the policy may generate, and how it is made to answer there.
+
+    Example, cap 3, forced text `[8, 9]`, 1 answer token: a completion `[1, 2, 3, 4, 5]` becomes
+    `[1, 2, 3] + [8, 9] + [a]`; `[1, 2, end]` stays as it is.
+    """
+
+    num_tokens: int
+    forced_token_ids: np.ndarray
+    """int32 `[F]`, appended where the cap cuts"""
+    answer_tokens: int
+    """Generated at most, after the forced text"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,6 +158,10 @@ class TrainBatch:
     """`[num_ranks]` of rows; ranks hold the same number of rows and about the same number of tokens"""
     num_loss_tokens: int
     """Over all ranks: the loss divides by it, so it does not depend on the sharding."""
+    kl_beta: float = 0.0
+    """Weight of the KL term in this step's loss."""
+    reward_kl: float = 0.0
+    """Mean KL of a completion, where it was taken off the rewards instead, in nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,14 +183,20 @@ class StageSpec:
     """Divides the logits: the temperature that rollouts are sampled at."""
     dropout: float = 0.0
     """Of the adapter's input, in training passes only."""
+    loss: str = "grpo"
+    """RL, with the fields below: see `actors.losses.LossSettings`."""
+    loss_mean: str = "token"
     clip_low: float = 0.2
-    """RL, with the fields below: see `actors.losses.policy_gradient_loss`."""
     clip_high: float = 0.2
     importance_cap: float = 2.0
+    sequence_mask_gap: float = 0.0
+    entropy_bonus: float = 0.0
+    max_completion_tokens: int = 1
     kl_beta: float = 0.0
+    """Unless an update names another."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    kl_reference: Literal["start", "base"] = "start"
-    """`start`: `start_adapter`, frozen; `base`: the model without adapter. Read when `kl_beta` > 0."""
+    reference: Literal["none", "start", "base"] = "start"
+    """What RL's KL is measured against: `start`, `start_adapter`, frozen; `base`, the model without adapter."""
     start_adapter: bytes | None = None
     """Packed (`actors.adapters.pack`); None starts a fresh one (A random, B zero: no effect yet)."""
     policy_version: int = 0
@@ -203,15 +232,19 @@ class EvaluationRecord:
     mode: str
     """`base` or `reasoning`"""
     cap: int
-    """Hard limit on completion tokens."""
+    """Tokens after which an answer was forced; 0: no such cap, only the limit on completion tokens"""
     n: int
     answers: tuple[str, ...]
     """`[n]`, as extracted; empty when there was none to extract"""
+    outcomes: tuple[str, ...]
+    """`[n]`, `rewards.base.Outcome`"""
     tokens: tuple[int, ...]
-    """`[n]`, completion lengths"""
+    """`[n]`, tokens that the policy generated; forced ones not counted"""
+    forced_tokens: tuple[int, ...]
+    """`[n]`, tokens appended at the cap"""
     correct: tuple[bool, ...]
     """`[n]`"""
     truncated: tuple[bool, ...]
-    """`[n]`, cut at the cap"""
+    """`[n]`, ended by a limit and not by the policy"""
     seconds: float
     """From dispatch to the last score."""

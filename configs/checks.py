@@ -8,11 +8,13 @@ import math
 import operator
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
+from configs.reward_checks import REWARD_LIST_RULES, REWARD_RULES, reward_problems
+from configs.rules import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Rule, expected
 from configs.schema import ARITHMETIC, EMBEDDED_MODEL, RunConfig, SftSource, TaskSource
 
 MIN_PROMPT_TOKENS = 16
@@ -23,87 +25,83 @@ FETCHABLE_MODELS = ("smollm2-135m",)
 """What `terse fetch-model` can make."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-Rule = tuple[str, Callable[[Any], bool]]
-"""Which values are right, in words and as a predicate."""
-
-_COUNT: Rule = ("at least 1", lambda value: value >= 1)
-_NOT_NEGATIVE: Rule = ("at least 0", lambda value: value >= 0)
-_POSITIVE: Rule = ("above 0", lambda value: value > 0)
-_SHARE: Rule = ("from 0 to 1", lambda value: 0 <= value <= 1)
-_BELOW_ONE: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
-_POSITIVE_SHARE: Rule = ("above 0 and at most 1", lambda value: 0 < value <= 1)
 _UNTRUNCATED = "in RL rollouts (a truncated distribution biases the importance ratios)"
 
 RULES: dict[str, Rule] = {
     "run.seed": ("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
-    "model.max_length_tokens": _COUNT,
-    "lora.rank": _COUNT,
-    "lora.alpha": _POSITIVE,
-    "lora.dropout": _BELOW_ONE,
-    "data.train.num_tasks": _NOT_NEGATIVE,
-    "data.evaluation.num_tasks": _NOT_NEGATIVE,
-    "data.sft.num_rows": _NOT_NEGATIVE,
-    "budget.per_difficulty_tokens": _NOT_NEGATIVE,
-    "sft.num_steps": _COUNT,
-    "sft.rows_per_step": _COUNT,
-    "sft.learning_rate": _POSITIVE,
-    "sft.warmup_frac": _SHARE,
-    "sft.weight_decay": _NOT_NEGATIVE,
-    "sft.checkpoint_every_steps": _COUNT,
-    "rl.num_steps": _COUNT,
-    "rl.groups_per_step": _COUNT,
+    "model.max_length_tokens": COUNT,
+    "lora.rank": COUNT,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": BELOW_ONE,
+    "data.train.num_tasks": NOT_NEGATIVE,
+    "data.evaluation.num_tasks": NOT_NEGATIVE,
+    "data.sft.num_rows": NOT_NEGATIVE,
+    "budget.per_difficulty_tokens": NOT_NEGATIVE,
+    "sft.num_steps": COUNT,
+    "sft.rows_per_step": COUNT,
+    "sft.learning_rate": POSITIVE,
+    "sft.warmup_frac": SHARE,
+    "sft.weight_decay": NOT_NEGATIVE,
+    "sft.checkpoint_every_steps": COUNT,
+    "rl.num_steps": COUNT,
+    "rl.groups_per_step": COUNT,
     "rl.group_size": ("at least 2 (an advantage is relative to the group)", lambda value: value >= 2),
-    "rl.learning_rate": _POSITIVE,
-    "rl.warmup_frac": _SHARE,
-    "rl.weight_decay": _NOT_NEGATIVE,
+    "rl.learning_rate": POSITIVE,
+    "rl.warmup_frac": SHARE,
+    "rl.weight_decay": NOT_NEGATIVE,
     "rl.clip_low": ("above 0 and below 1", lambda value: 0 < value < 1),
-    "rl.clip_high": _POSITIVE,
+    "rl.clip_high": POSITIVE,
     "rl.importance_cap": ("at least 1", lambda value: value >= 1),
-    "rl.kl_beta": _NOT_NEGATIVE,
-    "rl.max_staleness": _NOT_NEGATIVE,
-    "rl.max_consecutive_drops": _COUNT,
-    "rl.checkpoint_every_steps": _COUNT,
-    "rl.evaluate_every_steps": _NOT_NEGATIVE,
-    "reward.half_width_frac": _SHARE,
-    "reward.floor": ("from -1 to 1", lambda value: -1 <= value <= 1),
-    "reward.deadline_s": _POSITIVE,
-    "reward.num_actors": _COUNT,
-    "rollout.num_actors": _COUNT,
-    "rollout.max_completion_tokens": _COUNT,
-    "rollout.temperature": _POSITIVE,
+    "rl.sequence_mask_gap": NOT_NEGATIVE,
+    "rl.entropy_bonus": NOT_NEGATIVE,
+    "rl.kl_beta": NOT_NEGATIVE,
+    "rl.kl_target": NOT_NEGATIVE,
+    "rl.kl_gain": ("from 0 to below 5", lambda value: 0 <= value < 5),
+    "rl.max_staleness": NOT_NEGATIVE,
+    "rl.max_consecutive_drops": COUNT,
+    "rl.checkpoint_every_steps": COUNT,
+    "rl.evaluate_every_steps": NOT_NEGATIVE,
+    **REWARD_RULES,
+    "rollout.num_actors": COUNT,
+    "rollout.max_completion_tokens": COUNT,
+    "rollout.temperature": POSITIVE,
     "rollout.top_p": (f"1 {_UNTRUNCATED}", lambda value: value == 1),
     "rollout.top_k": (f"0 {_UNTRUNCATED}", lambda value: value == 0),
     "rollout.min_p": (f"0 {_UNTRUNCATED}", lambda value: value == 0),
-    "rollout.max_logprob_gap": _POSITIVE,
-    "rollout.generate_timeout_s": _POSITIVE,
-    "engine.num_gpus": _NOT_NEGATIVE,
-    "engine.num_cpus": _NOT_NEGATIVE,
-    "engine.num_threads": _COUNT,
-    "engine.max_num_seqs": _COUNT,
-    "engine.max_batched_tokens": _NOT_NEGATIVE,
+    "rollout.max_logprob_gap": POSITIVE,
+    "rollout.generate_timeout_s": POSITIVE,
+    "engine.num_gpus": NOT_NEGATIVE,
+    "engine.num_cpus": NOT_NEGATIVE,
+    "engine.num_threads": COUNT,
+    "engine.max_num_seqs": COUNT,
+    "engine.max_batched_tokens": NOT_NEGATIVE,
     "engine.block_tokens": ("0 or a multiple of 16", lambda value: value >= 0 and value % 16 == 0),
-    "engine.num_kv_blocks": _NOT_NEGATIVE,
+    "engine.num_kv_blocks": NOT_NEGATIVE,
     "engine.max_lora_rank": (
         f"one of {', '.join(map(str, MAX_LORA_RANKS))} (what vLLM takes)",
         lambda value: value in MAX_LORA_RANKS,
     ),
-    "engine.gpu_memory_frac": _POSITIVE_SHARE,
-    "engine.kv_cache_gib": _POSITIVE,
-    "learner.num_ranks": _COUNT,
+    "engine.gpu_memory_frac": POSITIVE_SHARE,
+    "engine.kv_cache_gib": POSITIVE,
+    "learner.num_ranks": COUNT,
     "learner.num_gpus_per_rank": ("0 or 1", lambda value: value in (0, 1)),
-    "learner.num_cpus_per_rank": _NOT_NEGATIVE,
-    "learner.num_threads": _COUNT,
+    "learner.num_cpus_per_rank": NOT_NEGATIVE,
+    "learner.num_threads": COUNT,
     "learner.zero_stage": ("0, 1, 2 or 3", lambda value: 0 <= value <= 3),
-    "learner.micro_batch_tokens": _COUNT,
-    "learner.max_grad_norm": _POSITIVE,
-    "learner.beta1": _BELOW_ONE,
-    "learner.beta2": _BELOW_ONE,
-    "evaluation.num_tasks": _COUNT,
-    "evaluation.samples_per_task": _COUNT,
-    "evaluation.temperature": _NOT_NEGATIVE,
-    "evaluation.top_p": _POSITIVE_SHARE,
-    "evaluation.max_completion_tokens": _COUNT,
-    "cluster.start_timeout_s": _POSITIVE,
+    "learner.micro_batch_tokens": COUNT,
+    "learner.max_grad_norm": POSITIVE,
+    "learner.beta1": BELOW_ONE,
+    "learner.beta2": BELOW_ONE,
+    "evaluation.num_tasks": COUNT,
+    "evaluation.samples_per_task": COUNT,
+    "evaluation.temperature": NOT_NEGATIVE,
+    "evaluation.top_p": POSITIVE_SHARE,
+    "evaluation.max_completion_tokens": COUNT,
+    "budget.answer_tokens": COUNT,
+    "budget.curriculum_factor": POSITIVE,
+    "budget.curriculum_steps": NOT_NEGATIVE,
+    "rollout.cap_tokens": NOT_NEGATIVE,
+    "cluster.start_timeout_s": POSITIVE,
 }
 """Of every number in the schema."""
 
@@ -113,8 +111,14 @@ LIST_RULES: dict[str, Rule] = {
     "data.evaluation.difficulties": ("numbers of operations of at least 1", lambda value: value >= 1),
     "data.sft.verbosity": ("probabilities from 0 to 1", lambda value: 0 <= value <= 1),
     "budget.buckets_tokens": ("budgets of at least 1 token", lambda value: value >= 1),
+    "budget.weights": ("weights above 0", lambda value: value > 0),
+    "evaluation.caps_tokens": ("caps of at least 1 token", lambda value: value >= 1),
+    **REWARD_LIST_RULES,
 }
-"""Of every item of every list in the schema; none of them may be empty."""
+"""Of every item of every list in the schema."""
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MAY_BE_EMPTY = {"evaluation.caps_tokens", "budget.weights"}
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -123,13 +127,16 @@ def problems(config: RunConfig) -> list[str]:
         *_number_problems(config),
         *_run_problems(config),
         *_model_path_problems(config),
+        *_start_adapter_problems(config),
         *_length_problems(config),
         *_task_source_problems("data.train", config.data.train),
         *_task_source_problems("data.evaluation", config.data.evaluation),
         *_split_problems(config),
         *_sft_source_problems("data.sft", config.data.sft),
         *_budget_problems(config),
+        *reward_problems(config),
         *_sharding_problems(config),
+        *_rl_problems(config),
         *_learner_problems(config),
         *_colocation_problems(config),
     ]
@@ -181,27 +188,23 @@ def field_names(template: str) -> list[str]:
     return names
 
 
-def _expected(key: str, expected: str, value: Any) -> str:
-    return f"{key}: expected {expected}, found {value!r}"
-
-
 def _number_problems(config: RunConfig) -> Iterator[str]:
     for key, (words, is_right) in RULES.items():
         value = value_at(config, key)
         if not (math.isfinite(value) and is_right(value)):
-            yield _expected(key, words, value)
+            yield expected(key, words, value)
     for key, (words, is_right) in LIST_RULES.items():
         values = value_at(config, key)
-        if not values or not all(is_right(value) for value in values):
-            yield _expected(key, f"a list of {words}, not empty", list(values))
+        if not all(is_right(value) for value in values) or not (values or key in MAY_BE_EMPTY):
+            yield expected(key, f"a list of {words}{'' if key in MAY_BE_EMPTY else ', not empty'}", list(values))
 
 
 def _run_problems(config: RunConfig) -> Iterator[str]:
     if not RUN_NAME.fullmatch(config.run.name):
-        yield _expected("run.name", "letters, digits, '.', '_' and '-' (it names a directory)", config.run.name)
+        yield expected("run.name", "letters, digits, '.', '_' and '-' (it names a directory)", config.run.name)
     for key in ("run.dir", "model.path", "tracking.experiment"):
         if not value_at(config, key).strip():
-            yield _expected(key, "text", value_at(config, key))
+            yield expected(key, "text", value_at(config, key))
 
 
 def _model_path_problems(config: RunConfig) -> Iterator[str]:
@@ -213,32 +216,52 @@ def _model_path_problems(config: RunConfig) -> Iterator[str]:
         yield f"model.path: {problem}{hint}"
 
 
+def _start_adapter_problems(config: RunConfig) -> Iterator[str]:
+    if config.sft.adapter:
+        missing = [name for name in ADAPTER_FILES if not (Path(config.sft.adapter).expanduser() / name).is_file()]
+        if missing:
+            yield expected("sft.adapter", f"a directory with {' and '.join(missing)}", config.sft.adapter)
+
+
 def _length_problems(config: RunConfig) -> Iterator[str]:
     room = config.model.max_length_tokens - MIN_PROMPT_TOKENS
+    for key in ("rollout.cap_tokens", "evaluation.caps_tokens"):
+        value = value_at(config, key)
+        limit = value_at(config, f"{key.split('.')[0]}.max_completion_tokens")
+        for cap in value if isinstance(value, tuple) else [value]:
+            if cap >= limit:
+                yield expected(key, f"less than the {limit} tokens that a completion may have", cap)
+    if config.max_prompt_tokens < MIN_PROMPT_TOKENS <= room - config.evaluation.max_completion_tokens:
+        yield expected(
+            "budget.answer_tokens",
+            f"room for the longest cap, budget.forced_answer_text and the answer in model.max_length_tokens "
+            f"{config.model.max_length_tokens} less {MIN_PROMPT_TOKENS} for the prompt",
+            config.budget.answer_tokens,
+        )
     for key in ("rollout.max_completion_tokens", "evaluation.max_completion_tokens"):
         value = value_at(config, key)
         if value > room:
-            yield _expected(
+            yield expected(
                 key,
                 f"at most {room} (model.max_length_tokens {config.model.max_length_tokens} "
                 f"less {MIN_PROMPT_TOKENS} for the prompt)",
                 value,
             )
     if config.learner.micro_batch_tokens < config.model.max_length_tokens:
-        yield _expected(
+        yield expected(
             "learner.micro_batch_tokens",
             f"at least model.max_length_tokens {config.model.max_length_tokens} (a row is never split)",
             config.learner.micro_batch_tokens,
         )
     if config.lora.rank > config.engine.max_lora_rank:
-        yield _expected("lora.rank", f"at most engine.max_lora_rank {config.engine.max_lora_rank}", config.lora.rank)
+        yield expected("lora.rank", f"at most engine.max_lora_rank {config.engine.max_lora_rank}", config.lora.rank)
 
 
 def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
     yield from _source_problems(prefix, source)
     yield from _template_problems(f"{prefix}.question_template", source.question_template)
     if not source.answer_field.strip():
-        yield _expected(f"{prefix}.answer_field", "the name of a row field", source.answer_field)
+        yield expected(f"{prefix}.answer_field", "the name of a row field", source.answer_field)
     if source.answer_pattern:
         try:
             num_groups = re.compile(source.answer_pattern).groups
@@ -246,7 +269,7 @@ def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
             yield f"{prefix}.answer_pattern: expected a regular expression, found {source.answer_pattern!r} ({error})"
         else:
             if num_groups != 1:
-                yield _expected(
+                yield expected(
                     f"{prefix}.answer_pattern", "exactly one group", f"{source.answer_pattern} ({num_groups})"
                 )
     if source.held_out and source.source != ARITHMETIC:
@@ -259,23 +282,23 @@ def _sft_source_problems(prefix: str, source: SftSource) -> Iterator[str]:
         yield from _template_problems(f"{prefix}.prompt_template", source.prompt_template)
         yield from _template_problems(f"{prefix}.completion_template", source.completion_template)
     elif not source.messages_field.strip():
-        yield _expected(f"{prefix}.messages_field", "the name of a row field", source.messages_field)
+        yield expected(f"{prefix}.messages_field", "the name of a row field", source.messages_field)
 
 
 def _source_problems(prefix: str, source: TaskSource | SftSource) -> Iterator[str]:
     name = source.source
     if not name.strip():
-        yield _expected(f"{prefix}.source", f"{ARITHMETIC}, a local file or a dataset name", name)
+        yield expected(f"{prefix}.source", f"{ARITHMETIC}, a local file or a dataset name", name)
     elif name == ARITHMETIC:
         if source.preset != "none":
-            yield _expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
+            yield expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
     elif looks_like_path(name):
         if not name.endswith(DATA_SUFFIXES):
-            yield _expected(f"{prefix}.source", f"a file that ends in {', '.join(DATA_SUFFIXES)}", name)
+            yield expected(f"{prefix}.source", f"a file that ends in {', '.join(DATA_SUFFIXES)}", name)
         elif not Path(name).expanduser().is_file():
             yield f"{prefix}.source: expected a local file, found no file {name}"
     if not source.split.strip():
-        yield _expected(f"{prefix}.split", "a split such as train or test[:100]", source.split)
+        yield expected(f"{prefix}.split", "a split such as train or test[:100]", source.split)
 
 
 def _template_problems(key: str, template: str) -> Iterator[str]:
@@ -285,7 +308,7 @@ def _template_problems(key: str, template: str) -> Iterator[str]:
         yield f"{key}: expected text with row fields in braces, found {template!r} ({error})"
     else:
         if not names:
-            yield _expected(key, "at least one row field in braces", template)
+            yield expected(key, "at least one row field in braces", template)
 
 
 def _split_problems(config: RunConfig) -> Iterator[str]:
@@ -308,15 +331,12 @@ def _budget_problems(config: RunConfig) -> Iterator[str]:
         yield f"{key}: expected {words}, found {template!r} ({error})"
     else:
         if names != {"question", "budget_tokens"}:
-            yield _expected(key, words, template)
-    if config.reward.length == "soft_barrier" and config.budget.buckets_tokens:
-        ramp_start = (1 - config.reward.half_width_frac) * min(config.budget.buckets_tokens)
-        if ramp_start >= config.rollout.max_completion_tokens:
-            yield (
-                f"budget.buckets_tokens: expected a budget whose ramp starts below rollout.max_completion_tokens "
-                f"{config.rollout.max_completion_tokens}, found the first at {ramp_start:g} tokens: "
-                f"every completion would get the same length reward"
-            )
+            yield expected(key, words, template)
+    weights, buckets = config.budget.weights, config.budget.buckets_tokens
+    if weights and len(weights) != len(buckets):
+        yield expected(
+            "budget.weights", f"one for each of the {len(buckets)} budgets in budget.buckets_tokens", list(weights)
+        )
 
 
 def _sharding_problems(config: RunConfig) -> Iterator[str]:
@@ -329,7 +349,17 @@ def _sharding_problems(config: RunConfig) -> Iterator[str]:
         ("sft.rows_per_step", config.sft.rows_per_step),
     ):
         if num_rows % num_ranks:
-            yield _expected(key, f"a multiple of learner.num_ranks {num_ranks}", num_rows)
+            yield expected(key, f"a multiple of learner.num_ranks {num_ranks}", num_rows)
+
+
+def _rl_problems(config: RunConfig) -> Iterator[str]:
+    rl = config.rl
+    if rl.loss == "cispo" and rl.importance_cap < 1 + rl.clip_high:
+        yield expected(
+            "rl.importance_cap", f"at least 1 + rl.clip_high {rl.clip_high} with rl.loss cispo", rl.importance_cap
+        )
+    if rl.kl_target and not rl.kl_beta:
+        yield expected("rl.kl_beta", "above 0 with rl.kl_target: a weight of 0 stays 0", rl.kl_beta)
 
 
 def _learner_problems(config: RunConfig) -> Iterator[str]:
@@ -345,6 +375,6 @@ def _colocation_problems(config: RunConfig) -> Iterator[str]:
     if config.cluster.colocated:
         for key in ("rollout.num_actors", "engine.num_gpus", "learner.num_ranks", "learner.num_gpus_per_rank"):
             if value_at(config, key) != 1:
-                yield _expected(
+                yield expected(
                     key, "1 with cluster.colocated (one engine and one rank share one GPU)", value_at(config, key)
                 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from configs.reward_schema import RewardSection
+
 EMBEDDED_MODEL = "embedded"
 ARITHMETIC = "arithmetic"
 
@@ -68,6 +70,8 @@ class TaskSource:
     answer_field: str = "answer"
     answer_pattern: str = ""
     """Regular expression with one group, searched in the answer field; the last match counts. Empty: all of it."""
+    budget_field: str = ""
+    """Row field with the task's own budget in tokens, instead of a bucket; rows without a value get a bucket."""
     system_prompt: str = ""
     num_tasks: int = 0
     """Use the first so many rows; 0 is all of them (arithmetic: endless)."""
@@ -115,15 +119,28 @@ class BudgetSection:
 
     buckets_tokens: tuple[int, ...] = (1000, 3000, 4000, 6000)
     """One is drawn per task from the seeded task stream (`PAPER`: 1K, 3K, 4K, 6K)."""
+    weights: tuple[float, ...] = ()
+    """How likely each bucket is, relative to the others; empty: all equally."""
     per_difficulty_tokens: int = 0
     """Added for each unit of the task's difficulty."""
+    curriculum_factor: float = 1.0
+    """Training budgets begin this many times as large, and shrink (or grow) linearly to what they are …"""
+    curriculum_steps: int = 0
+    """… over so many RL steps, counted in prompts handed out; 0: no curriculum."""
     prompt_template: str = "{question}\n\nThink for at most {budget_tokens} tokens."
     """How the prompt names the budget."""
+    forced_answer_text: str = "\n</think>\n\nThe final answer is \\boxed{"
+    """What a hard cap appends where it cuts a completion."""
+    answer_tokens: int = 32
+    """Generated at most after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftSection:
     """Supervised fine-tuning of the adapter on reasoning traces."""
+
+    adapter: str = ""
+    """A directory with an adapter to begin RL from (PEFT format), instead of training one."""
 
     num_steps: int = 100
     rows_per_step: int = 64
@@ -144,13 +161,33 @@ class RlSection:
     learning_rate: float = 2e-5
     warmup_frac: float = 0.05
     weight_decay: float = 0.0
+    loss: Literal["grpo", "gspo", "cispo"] = "grpo"
+    """grpo: a clipped ratio per token; gspo: one per sequence; cispo: REINFORCE with a clipped weight."""
+    loss_mean: Literal["token", "sequence", "constant"] = "token"
+    """token: all trained tokens weigh alike (DAPO); sequence: all completions do (GRPO as printed); constant: divided
+    by completions x rollout.max_completion_tokens (Dr. GRPO)."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "batch_std"] = "grpo"
+    """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; batch_std: r - mean, over
+    the std of the whole step (DLER)."""
     clip_low: float = 0.2
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     importance_cap: float = 2.0
     """Truncation of the importance weight between engine and learner logprobs."""
+    sequence_mask_gap: float = 0.0
+    """Completions whose mean logprob is further than this from the policy's, in nats, are left out; 0 leaves none."""
+    overlong_filtering: bool = False
+    """Completions cut at the length limit are not trained on (DAPO); their rewards still count for the group's mean."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean entropy, which is subtracted from the loss."""
     kl_beta: float = 1e-3
-    """Weight of the KL penalty in the loss; 0 turns it off."""
+    """Weight of the KL penalty; 0 turns it off."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """loss: a term per token; reward: each completion's KL is taken off its reward before advantages."""
+    kl_target: float = 0.0
+    """Measured KL that kl_beta is steered to, in nats per token (in the reward: per completion); 0 keeps it as it is."""
+    kl_gain: float = 0.1
+    """How fast kl_beta follows: at most a fifth of this a step (Ziegler et al. 2019)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_reference: Literal["start", "base"] = "start"
     """`start`: the adapter that RL started from; `base`: the model without adapter."""
@@ -164,26 +201,15 @@ class RlSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSection:
-    """Scoring: answer verification and length reward."""
-
-    length: Literal["soft_barrier", "none"] = "soft_barrier"
-    half_width_frac: float = 0.5
-    """m of the soft barrier: the ramp runs from (1 - m) B to (1 + m) B."""
-    floor: float = 0.0
-    """p of the soft barrier: what is left beyond the ramp."""
-    deadline_s: float = 5.0
-    """Per completion; past it the scoring process is killed."""
-    num_actors: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class RolloutSection:
     """Generating completions for training."""
 
     num_actors: int = 1
     """Engines."""
     max_completion_tokens: int = 6144
+    cap_tokens: int = 0
+    """Hard cap in training: a completion is cut there and made to answer, and what was forced is not trained on.
+    0 is none."""
     temperature: float = 0.8
     top_p: float = 1.0
     """Must stay 1 in RL: a truncated distribution biases the importance ratios."""
@@ -254,6 +280,8 @@ class EvaluationSection:
     temperature: float = 0.6
     top_p: float = 1.0
     max_completion_tokens: int = 6144
+    caps_tokens: tuple[int, ...] = ()
+    """Hard caps to evaluate at as well: each completion is cut there and made to answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +303,8 @@ class TrackingSection:
     uri: str = ""
     """Empty: MLFLOW_TRACKING_URI if set, else an SQLite file in the run's parent directory."""
     experiment: str = "terse"
+    parent_run_id: str = ""
+    """MLflow run to nest this run under."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,5 +345,10 @@ class RunConfig:
 
     @property
     def max_prompt_tokens(self) -> int:
+        """What is left of the model's length by the longest completion."""
         longest = max(self.rollout.max_completion_tokens, self.evaluation.max_completion_tokens)
+        if caps := [cap for cap in (self.rollout.cap_tokens, *self.evaluation.caps_tokens) if cap]:
+            # A text has no more tokens than bytes.
+            forced = len(self.budget.forced_answer_text.encode()) + self.budget.answer_tokens
+            longest = max(longest, max(caps) + forced)
         return self.model.max_length_tokens - longest

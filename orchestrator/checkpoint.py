@@ -10,9 +10,11 @@ import shutil
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from actors import adapters
 from orchestrator.rollout_pool import TaskCursor
+from rewards.length_state import LengthState
 
 LEARNER_FILE = "learner.safetensors"
 STATE_FILE = "state.json"
@@ -25,6 +27,10 @@ class StageState:
 
     step: int = 0
     cursor: TaskCursor = field(default_factory=TaskCursor)
+    kl_beta: float = 0.0
+    """KL weight of the next step; it moves when `rl.kl_target` is set."""
+    length_state: LengthState = field(default_factory=LengthState)
+    """What the length reward remembers of earlier groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +52,7 @@ def save(stage_dir: Path, checkpoint: Checkpoint) -> Path:
     try:
         adapters.write_directory(checkpoint.adapter, temporary)
         _write(temporary / LEARNER_FILE, checkpoint.learner)
-        _write(temporary / STATE_FILE, json.dumps(asdict(checkpoint.state), indent=2).encode())
+        _write(temporary / STATE_FILE, json.dumps(state_to_dict(checkpoint.state), indent=2).encode())
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
     finally:
@@ -72,14 +78,34 @@ def load(directory: Path) -> Checkpoint:
     path = directory / STATE_FILE
     try:
         raw = json.loads(path.read_text())
-        cursor = TaskCursor(next_index=raw["cursor"]["next_index"], unfinished=tuple(raw["cursor"]["unfinished"]))
-        state = StageState(step=raw["step"], cursor=cursor)
+        state = state_from_dict(raw)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected the state of a stage, found something else ({error!r})") from error
     return Checkpoint(
         state=state,
         adapter=adapters.read_directory(directory),
         learner=(directory / LEARNER_FILE).read_bytes(),
+    )
+
+
+def state_to_dict(state: StageState) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return {
+        "step": state.step,
+        "cursor": asdict(state.cursor),
+        "kl_beta": state.kl_beta,
+        "length_state": state.length_state.to_dict(),
+    }
+
+
+def state_from_dict(raw: dict[str, Any]) -> StageState:
+    """What `state_to_dict` wrote; KeyError, TypeError or ValueError for anything else."""
+    cursor = raw["cursor"]
+    return StageState(
+        step=raw["step"],
+        cursor=TaskCursor(next_index=cursor["next_index"], unfinished=tuple(cursor["unfinished"])),
+        kl_beta=raw["kl_beta"],
+        length_state=LengthState.from_dict(raw["length_state"]),
     )
 
 

@@ -126,6 +126,7 @@ class Cluster:
                 engine=config,
                 num_adapters=self._config.rl.max_staleness + 2,
                 seed=self._config.run.seed + index,
+                counts_thinking=self._config.reward.span == "thinking",
             )
             for index in range(self._config.rollout.num_actors)
         ]

@@ -109,6 +109,25 @@ def read_answer(row: Row, source: TaskSource, where: str) -> str:
     return matches[-1].strip()
 
 
+def read_budget(row: Row, source: TaskSource, where: str) -> int | None:
+    """The row's own budget in tokens; None when the source names no field for it, or the row leaves it empty.
+
+    Raises ValueError for anything but a whole number above 0.
+    """
+    value = row.get(source.budget_field) if source.budget_field else None
+    if value is None or value == "":
+        return None
+    try:
+        budget_tokens = int(str(value))
+    except ValueError:
+        budget_tokens = 0
+    if budget_tokens < 1:
+        raise ValueError(
+            f"{where}: field {source.budget_field!r}: expected a number of tokens above 0, found {value!r}"
+        )
+    return budget_tokens
+
+
 def read_conversation(row: Row, source: SftSource, where: str) -> list[dict[str, str]]:
     """The row as chat turns, ending with an assistant's; the config's system prompt first, if it has one.
 

@@ -15,7 +15,8 @@ from typing import Any
 import ray
 
 from actors.engine import Sampling
-from actors.types import Prompt, RolloutGroup, Task
+from actors.types import Completion, HardCap, Prompt, RolloutGroup, Task
+from rewards.length_state import NO_MEMORY, LengthState
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,12 @@ class GroupRequest:
     sampling: Sampling
     policy_version: int
     """Adapter to sample with; -1 is the base."""
+    cap: HardCap | None = None
+    drafts: tuple[Completion, ...] | None = None
+    """Completions to cut at the cap, instead of new ones."""
+    step: int = 0
+    """RL steps done; with `length_state`, for length rewards that depend on them."""
+    length_state: LengthState = NO_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,8 +67,8 @@ class Dispatcher:
 
     def submit(self, request: GroupRequest) -> None:
         """Start making a group."""
-        arguments = (request.prompt, request.group_size, request.sampling, request.policy_version)
-        self._call("generate", request, *arguments)
+        sampling = (request.group_size, request.sampling, request.policy_version)
+        self._call("generate", request, request.prompt, *sampling, request.cap, request.drafts)
 
     def wait(self) -> list[tuple[GroupRequest, RolloutGroup]]:
         """Block until at least one group is scored; returns all that are.
@@ -113,7 +120,8 @@ class Dispatcher:
         call = self._in_flight.pop(reference)
         self._load[call.stage][call.actor_index] -= 1
         if call.stage == "generate":
-            self._call("score", call.request, call.request.task, call.request.prompt, reference)
+            request = call.request
+            self._call("score", request, request.task, request.prompt, reference, request.step, request.length_state)
             return []
         try:
             rollouts = ray.get(reference)

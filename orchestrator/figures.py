@@ -51,7 +51,7 @@ def draw_training(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         right.set(xlabel="RL step", ylabel="tokens per completion", ylim=(0, None), title="completion length")
         right.legend(loc="upper right")
 
-    return _save(path, draw, columns=2)
+    return save_figure(path, draw, columns=2)
 
 
 def draw_lengths(records: Mapping[str, Sequence[EvaluationRecord]], path: Path) -> Path:
@@ -73,7 +73,63 @@ def draw_lengths(records: Mapping[str, Sequence[EvaluationRecord]], path: Path) 
         left.legend()
         right.legend(loc="lower right")
 
-    return _save(path, draw, columns=2)
+    return save_figure(path, draw, columns=2)
+
+
+def draw_caps(
+    accuracy: Mapping[str, Mapping[int, tuple[float, float, float]]],
+    lengths: Mapping[str, Mapping[int, Sequence[EvaluationRecord]]],
+    path: Path,
+) -> Path:
+    """Accuracy at each hard cap with its 95 % interval, and the length distributions at the two largest caps.
+
+    Policy → cap → (mean, low, high), 0 being no cap; policy → cap → records.
+    """
+    caps = sorted({cap for values in lengths.values() for cap in values})
+    shown = caps[-2:]
+
+    def draw(axes: Any) -> None:
+        left, *others = axes
+        places = {cap: place for place, cap in enumerate([*caps, 0])}
+        for name, values in accuracy.items():
+            means = np.array([values[cap][0] for cap in places])
+            low, high = (np.array([values[cap][side] for cap in places]) for side in (1, 2))
+            left.errorbar(
+                list(places.values()),
+                means,
+                yerr=np.abs([means - low, high - means]),
+                color=COLOURS[name],
+                marker="o",
+                label=NAMES[name],
+                capsize=3,
+            )
+        left.set_xticks(list(places.values()), [str(cap) if cap else "none" for cap in places])
+        left.set(xlabel="hard cap (tokens)", ylabel="accuracy", ylim=(0, 1.05), title="accuracy under hard caps")
+        left.legend(loc="lower right")
+        for axis, cap in zip(others, shown, strict=True):
+            bins = np.linspace(0, cap * 1.02, 31)
+            for name, by_cap in lengths.items():
+                tokens = [min(count, cap) for record in by_cap[cap] for count in record.tokens]
+                axis.hist(tokens, bins=bins, alpha=0.55, color=COLOURS[name], label=NAMES[name])
+            axis.set(xlabel="tokens per completion", ylabel="completions", title=f"lengths under a cap of {cap}")
+
+    return save_figure(path, draw, columns=1 + len(shown))
+
+
+def draw_reduction(ratios: Sequence[float], path: Path) -> Path:
+    """Per-task reduction factors, sorted, with their mean and its standard error."""
+
+    def draw(axes: Any) -> None:
+        (axis,) = axes
+        ordered = np.sort(ratios)[::-1]
+        mean, error = ordered.mean(), ordered.std(ddof=1) / np.sqrt(len(ordered)) if len(ordered) > 1 else 0.0
+        axis.fill_between(np.arange(len(ordered)), 1, ordered, step="mid", color=COLOURS["rl"], alpha=0.6)
+        axis.axhline(mean, color=COLOURS["sft"], label=f"mean {mean:.2f} ± {error:.2f}")
+        axis.axhline(1, color=COLOURS["base"], linewidth=1, linestyle="--")
+        axis.set(xlabel="held-out tasks, most shortened first", ylabel="times shorter", title="reduction per task")
+        axis.legend(loc="upper right")
+
+    return save_figure(path, draw, columns=1)
 
 
 def draw_difficulty(accuracy: dict[str, dict[int, tuple[float, float, float]]], path: Path) -> Path:
@@ -100,7 +156,7 @@ def draw_difficulty(accuracy: dict[str, dict[int, tuple[float, float, float]]], 
         axis.set(xlabel="difficulty", ylabel="accuracy", ylim=(0, 1.05), title="held-out accuracy by difficulty")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
 
-    return _save(path, draw, columns=1)
+    return save_figure(path, draw, columns=1)
 
 
 def draw_health(rows: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -121,7 +177,7 @@ def draw_health(rows: Sequence[dict[str, Any]], path: Path) -> Path:
             axis.set(xlabel="RL step", ylim=(0, None))
             axis.set_title(title, pad=16)  # above the axis's power of ten
 
-    return _save(path, draw, columns=4, height=2.8)
+    return save_figure(path, draw, columns=4, height=2.8)
 
 
 def draw_time(stage_s: dict[str, float], step_parts_s: dict[str, float], path: Path) -> Path:
@@ -132,7 +188,7 @@ def draw_time(stage_s: dict[str, float], step_parts_s: dict[str, float], path: P
         _stacked(left, stage_s, "the run", ["#7a869a", "#d9822b", "#2166ac", "#4d9221", "#9970ab"])
         _stacked(right, step_parts_s, "an RL step (mean)", [PARTS[name] for name in step_parts_s])
 
-    return _save(path, draw, columns=2, height=1.7)
+    return save_figure(path, draw, columns=2, height=1.7)
 
 
 def draw_sft(rows: Sequence[dict[str, Any]], path: Path) -> Path:
@@ -143,7 +199,7 @@ def draw_sft(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         _curve(axis, [row["step"] for row in rows], [row["train/loss"] for row in rows], "loss", COLOURS["sft"])
         axis.set(xlabel="SFT step", ylabel="nats per token", ylim=(0, None), title="SFT loss")
 
-    return _save(path, draw, columns=1)
+    return save_figure(path, draw, columns=1)
 
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
@@ -168,11 +224,12 @@ def _stacked(axis: Any, seconds: dict[str, float], title: str, colours: Sequence
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5), ncols=2, fontsize=9)
 
 
-def _save(path: Path, draw: Draw, columns: int, height: float = 3.2) -> Path:
+def save_figure(path: Path, draw: Draw, columns: int, height: float = 3.2, width: float | None = None) -> Path:
+    """Draw on `columns` axes side by side and write a PNG; inches."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
-        width = 5.0 if columns == 1 else 10.0
-        figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
+        size = (width or (5.0 if columns == 1 else 10.0), height)
+        figure, axes = plt.subplots(1, columns, figsize=size, squeeze=False, layout="constrained")
         draw(axes[0])
         figure.savefig(path)
         plt.close(figure)

@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,19 @@ class Summary:
 
     accuracy: float
     accuracy_low: float
-    """95 % interval over tasks (Wilson)"""
+    """95 % interval over tasks (bootstrap; Wilson where all tasks came out alike)"""
     accuracy_high: float
     mean_tokens: float
     median_tokens: float
     p95_tokens: float
+    accuracy_per_1k_tokens: float
+    """Right answers for every 1,000 tokens generated"""
     truncated_frac: float
+    """Ended by a limit"""
+    unparsable_frac: float
+    """No answer could be read"""
+    forced_frac: float
+    """Made to answer at the cap"""
     num_tasks: int
 
     @property
@@ -74,16 +81,23 @@ def summarise(records: Sequence[EvaluationRecord]) -> Summary:
     if not records:
         raise ValueError("expected evaluation records, got none")
     # The task is the unit: with several samples per task, its share of right ones counts.
-    accuracy = float(np.mean([np.mean(record.correct) for record in records]))
+    shares = np.array([np.mean(record.correct) for record in records])
+    outcomes = [outcome for record in records for outcome in record.outcomes]
+    forced = [count > 0 for record in records for count in record.forced_tokens]
     tokens = np.array([count for record in records for count in record.tokens])
-    low, high = wilson_interval(accuracy, len(records))
+    low, high = accuracy_interval(shares)
     return Summary(
-        accuracy=accuracy,
+        accuracy=float(shares.mean()),
         accuracy_low=low,
         accuracy_high=high,
         mean_tokens=float(tokens.mean()),
         median_tokens=float(np.median(tokens)),
         p95_tokens=float(np.percentile(tokens, 95)),
+        accuracy_per_1k_tokens=1000
+        * sum(outcome == Outcome.CORRECT for outcome in outcomes)
+        / max(1, int(tokens.sum())),
+        unparsable_frac=sum(outcome == Outcome.UNPARSABLE for outcome in outcomes) / len(outcomes),
+        forced_frac=sum(forced) / len(forced),
         truncated_frac=float(np.mean([cut for record in records for cut in record.truncated])),
         num_tasks=len(records),
     )
@@ -93,6 +107,27 @@ def by_difficulty(records: Sequence[EvaluationRecord]) -> dict[int, Summary]:
     """Summaries of the tasks of each difficulty, easiest first."""
     levels = sorted({record.difficulty for record in records})
     return {level: summarise([record for record in records if record.difficulty == level]) for level in levels}
+
+
+def accuracy_interval(shares: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of tasks' shares of right samples `[num_tasks]`.
+
+    A bootstrap over tasks; where every task came out alike that would be a point, and Wilson's stands in.
+    """
+    if np.ptp(shares) == 0:
+        return wilson_interval(float(shares[0]), len(shares))
+    return bootstrap_interval(shares)
+
+
+def bootstrap_interval(values: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values` `[n]` (Efron 1979); the same for the same values.
+
+    Example: nine 1 and one 0 → (0.7, 1.0).
+    """
+    rng = np.random.default_rng(seed)
+    means = [float(values[rng.integers(0, len(values), len(values))].mean()) for _ in range(num_resamples)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def wilson_interval(share: float, num_trials: int, z: float = Z_95) -> tuple[float, float]:
@@ -116,29 +151,25 @@ def length_reduction(before: Sequence[EvaluationRecord], after: Sequence[Evaluat
     `per_task_mean` and `per_task_se` are over tasks (as the paper's Figure 5), `ratio_of_means` over all tokens.
     Example: `[100, 60]` tokens before and `[50, 20]` after → per task `[2, 3]`: 2.5 ± 0.5, ratio of means 2.29.
     """
-    after_by_id = {record.task_id: float(np.mean(record.tokens)) for record in after}
-    pairs = [(float(np.mean(r.tokens)), after_by_id[r.task_id]) for r in before if r.task_id in after_by_id]
-    if not pairs:
-        raise ValueError("expected records of the same tasks before and after, got none in common")
-    ratios = np.array([first / second for first, second in pairs])
-    firsts, seconds = zip(*pairs, strict=True)
+    pairs = paired_lengths(before, after)
+    ratios = pairs[:, 0] / pairs[:, 1]
     error = float(ratios.std(ddof=1) / math.sqrt(len(ratios))) if len(ratios) > 1 else 0.0
     return {
         "per_task_mean": float(ratios.mean()),
         "per_task_se": error,
-        "ratio_of_means": float(np.sum(firsts) / np.sum(seconds)),
+        "ratio_of_means": float(pairs[:, 0].sum() / pairs[:, 1].sum()),
     }
 
 
-def as_metrics(policy: str, summary: Summary) -> dict[str, Any]:
-    """`eval/<policy>/accuracy`, `eval/<policy>/mean_tokens`, … for tracking."""
-    names = (
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "mean_tokens",
-        "median_tokens",
-        "p95_tokens",
-        "truncated_frac",
-    )
-    return {f"eval/{policy}/{name}": getattr(summary, name) for name in names}
+def paired_lengths(before: Sequence[EvaluationRecord], after: Sequence[EvaluationRecord]) -> np.ndarray:
+    """Mean tokens of each task before and after `[num_tasks, 2]`; ValueError when they have no task in common."""
+    after_by_id = {record.task_id: float(np.mean(record.tokens)) for record in after}
+    pairs = [(float(np.mean(r.tokens)), after_by_id[r.task_id]) for r in before if r.task_id in after_by_id]
+    if not pairs:
+        raise ValueError("expected records of the same tasks before and after, got none in common")
+    return np.array(pairs)
+
+
+def as_metrics(prefix: str, summary: Summary) -> dict[str, Any]:
+    """`<prefix>/accuracy`, `<prefix>/mean_tokens`, … for tracking; the prefix is `eval/rl`, say."""
+    return {f"{prefix}/{name}": value for name, value in asdict(summary).items() if name != "num_tasks"}

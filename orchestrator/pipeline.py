@@ -16,9 +16,10 @@ from configs.models import resolve_model_path
 from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.cluster import start_cluster
-from orchestrator.evaluate import evaluate
-from orchestrator.metrics import as_metrics, summarise
-from orchestrator.prompts import held_out_prompts
+from orchestrator.evaluate import evaluate, evaluate_caps
+from orchestrator.metrics import as_metrics, length_reduction, summarise
+from orchestrator.probe import prove_cap_holds
+from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.report import build_report
 from orchestrator.sft import fine_tune
 from orchestrator.sft_data import SftRows
@@ -44,15 +45,18 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
     """
     run_dir = config.run_dir
     claim_run_dir(config)
+    if config.reward.span == "thinking":
+        log.warning("reward.span=thinking: models learn to close the thought early and to reason on in the answer")
     todo = [name for name in stages if not is_done(config, name)]
     for name in stages:
         if name not in todo:
             log.info("%s: done before, skipped", name)
     if not todo:
         return build_report(run_dir)
-    with start_tracker(config, "pipeline") as parent:
+    with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
         run_stages(config, todo, parent)
         report = build_report(run_dir)
+        parent.log_metrics(final_metrics(run_dir), step=0)
         parent.log_directory(run_dir / "figures", "figures")
         for name in ("report.html", "report.md", "summary.json"):
             parent.log_file(run_dir / name)
@@ -84,28 +88,52 @@ def run_evaluation(stage: Stage) -> None:
     """Every policy on the same held-out prompts, in one go."""
     config = stage.config
     prompts = held_out_prompts(config, stage.tokenizer)
+    caps = [make_cap(cap, config.budget, stage.tokenizer) for cap in config.evaluation.caps_tokens]
+    if caps:
+        prove_cap_holds(stage.cluster, caps[0], prompts[0][1], BASE_VERSION)
     for version, policy in enumerate(EVALUATED, start=BASE_VERSION):
         if policy != "base":
             packed = require_adapter(config, policy)
             stage.cluster.load_adapter(adapters.make_ref(packed, version), ray.put(packed))
         records, groups = evaluate(stage.cluster, prompts, config.evaluation, version)
-        samples = run_files.write_evaluation(config.run_dir, policy, records, groups, stage.prompt_text)
+        capped = evaluate_caps(stage.cluster, [task for task, _ in prompts], groups, config.evaluation, caps)
+        samples = run_files.write_evaluation(config.run_dir, policy, records, groups, stage.prompt_text, capped)
         stage.tracker.log_table(samples, f"samples/{policy}")
-        stage.tracker.log_metrics(as_metrics(policy, summarise(records)), step=0)
+        stage.tracker.log_metrics(as_metrics(f"eval/{policy}", summarise(records)), step=0)
+        for cap, found in run_files.read_capped_records(config.run_dir, policy).items():
+            stage.tracker.log_metrics(as_metrics(f"eval/{policy}/cap_{cap}", summarise(found)), step=0)
 
 
 RUN_STAGE = {"sft": run_sft, "rl": run_rl, "evaluate": run_evaluation}
 
 
+def final_metrics(run_dir: Path) -> dict[str, float]:
+    """What runs are compared by: `eval/accuracy`, `eval/mean_tokens` and `eval/length_reduction` of the last policy."""
+    records = {policy: found for policy in EVALUATED if (found := run_files.read_records(run_dir, policy))}
+    if "rl" not in records:
+        return {}
+    reduction = length_reduction(records["sft"], records["rl"])["ratio_of_means"]
+    return as_metrics("eval", summarise(records["rl"])) | {"eval/length_reduction": reduction}
+
+
 def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "evaluate":
-        return all((config.run_dir / "evaluation" / f"{policy}.jsonl").is_file() for policy in EVALUATED)
+        caps = set(config.evaluation.caps_tokens)
+        return all(
+            (config.run_dir / "evaluation" / f"{policy}.jsonl").is_file()
+            and caps <= run_files.read_capped_records(config.run_dir, policy).keys()
+            for policy in EVALUATED
+        )
+    if stage == "sft" and config.sft.adapter:
+        return True
     section = config.sft if stage == "sft" else config.rl
     return checkpoint.completed_adapter(config.run_dir / stage, section.num_steps) is not None
 
 
 def require_adapter(config: RunConfig, stage: str) -> bytes:
     """The final adapter of a stage; FileNotFoundError that says how to make it when it is not there."""
+    if stage == "sft" and config.sft.adapter:
+        return adapters.read_directory(Path(config.sft.adapter))
     num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
     packed = checkpoint.completed_adapter(config.run_dir / stage, num_steps)
     if packed is None:

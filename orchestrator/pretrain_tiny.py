@@ -178,7 +178,7 @@ def save(output: Path, model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--row-tokens", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -1,10 +1,11 @@
-"""Before RL starts: prove that an adapter, once published, changes what every engine generates.
+"""Before it counts: prove that an adapter changes what every engine generates, and that a hard cap ends it.
 
 An engine can say that it loaded an adapter and still ignore it. So the first adapter is published together
 with a perturbed probe: the logprobs of a prompt must move under the probe and come back without it.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import ray
 
 from actors import adapters
 from actors.engine import Sampling
-from actors.types import AdapterRef, Completion, Prompt
+from actors.types import AdapterRef, Completion, HardCap, Prompt
 from orchestrator.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,32 @@ def logprob_distance(first: Completion, second: Completion) -> float:
         return float("inf")
     gaps = np.abs(first.behaviour_logprobs[:length] - second.behaviour_logprobs[:length])
     return float(gaps[: num_common + 1].max())
+
+
+def prove_cap_holds(cluster: Cluster, cap: HardCap, prompt: Prompt, version: int) -> None:
+    """Let every engine run past a short cap: it must stop there, continue with the forced text, and then answer.
+
+    Raises RuntimeError naming the engine that does not.
+    """
+    short = replace(cap, num_tokens=min(4, cap.num_tokens))
+    sampling = Sampling(temperature=0.0, max_tokens=2 * short.num_tokens + 8, ignore_end=True)
+    calls = [actor.generate.remote(prompt, 1, sampling, version, short) for actor in cluster.rollout_actors]
+    for index, (completion,) in enumerate(ray.get(calls, timeout=GENERATE_TIMEOUT_S)):
+        if problem := cap_problem(completion, short):
+            raise RuntimeError(f"engine {index} does not keep a hard cap of {short.num_tokens} tokens: {problem}")
+
+
+def cap_problem(completion: Completion, cap: HardCap) -> str | None:
+    """What is wrong with a completion that the cap has cut; None when nothing is."""
+    begin, end = cap.num_tokens, cap.num_tokens + len(cap.forced_token_ids)
+    places = np.flatnonzero(completion.forced)
+    if not np.array_equal(places, np.arange(begin, end)):
+        return f"expected forced tokens at {begin} to {end - 1}, got them at {places.tolist()}"
+    if not np.array_equal(completion.token_ids[begin:end], cap.forced_token_ids):
+        return f"expected the forced tokens {cap.forced_token_ids.tolist()}, got {completion.token_ids[begin:end].tolist()}"
+    if completion.num_tokens - end > cap.answer_tokens:
+        return f"expected at most {cap.answer_tokens} tokens of an answer, got {completion.num_tokens - end}"
+    return None
 
 
 def _generate(cluster: Cluster, ref: AdapterRef, packed: bytes, prompt: Prompt) -> list[Completion]:

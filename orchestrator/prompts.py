@@ -3,8 +3,10 @@
 import logging
 from typing import Any
 
-from actors.types import Prompt, Task
-from configs.schema import RunConfig
+import numpy as np
+
+from actors.types import HardCap, Prompt, Task
+from configs.schema import BudgetSection, RunConfig
 from orchestrator.tasks import TaskStream, held_out_tasks, make_prompt
 
 log = logging.getLogger(__name__)
@@ -17,7 +19,7 @@ class Prompter:
 
     def __init__(self, config: RunConfig, tokenizer: Any):
         self._config, self._tokenizer = config, tokenizer
-        self._stream = TaskStream(config.data.train, config.budget, config.run.seed)
+        self._stream = TaskStream(config.data.train, config.budget, config.run.seed, config.rl.groups_per_step)
         self.num_too_long = 0
         """Tasks passed over because their prompt has more than `max_prompt_tokens` tokens."""
 
@@ -58,3 +60,19 @@ def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prom
     if not fitting:
         raise ValueError(f"data.evaluation: expected prompts of at most {config.max_prompt_tokens} tokens, found none")
     return fitting
+
+
+def make_cap(num_tokens: int, budget: BudgetSection, tokenizer: Any) -> HardCap:
+    """The cap with its forced text as tokens.
+
+    Raises ValueError when the tokenizer cannot write the text.
+    """
+    text = budget.forced_answer_text
+    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not token_ids or tokenizer.unk_token_id in token_ids:
+        raise ValueError(f"budget.forced_answer_text: expected text that the model has tokens for, found {text!r}")
+    return HardCap(
+        num_tokens=num_tokens,
+        forced_token_ids=np.asarray(token_ids, dtype=np.int32),
+        answer_tokens=budget.answer_tokens,
+    )

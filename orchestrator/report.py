@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from actors.types import EvaluationRecord
 from orchestrator import figures, run_files
-from orchestrator.metrics import Summary, by_difficulty, length_reduction, summarise
+from orchestrator.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
 from orchestrator.tracking import git_commit, library_versions
 
 POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
@@ -26,37 +26,57 @@ def build_report(run_dir: Path) -> Path:
     if not (run_dir / "config.yaml").is_file():
         raise FileNotFoundError(f"{run_dir}: expected a run directory with config.yaml, found none")
     records = {policy: found for policy in POLICIES if (found := run_files.read_records(run_dir, policy))}
+    capped = {policy: caps for policy in records if (caps := run_files.read_capped_records(run_dir, policy))}
     metrics = run_files.read_metrics(run_dir)
-    summary = summarise_run(run_dir, records)
+    summary = summarise_run(run_dir, records, capped)
     run_files.write_text(run_dir / "summary.json", json.dumps(summary, indent=2))
     content = {
         "name": run_dir.name,
         "headline": headline(summary),
         "table": table_rows(summary),
         "difficulties": difficulty_rows(records),
-        "figures": draw_figures(run_dir, records, metrics),
+        "caps": cap_rows(summary["hard_caps"]) if capped else {},
+        "figures": draw_figures(run_dir, records, capped, metrics),
         "samples": pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
         "policies": POLICIES,
         "config": (run_dir / "config.yaml").read_text(),
         "versions": summary["versions"],
         "wall_s": summary["wall_s"],
     }
+    return render(run_dir, "report", content)
+
+
+def render(directory: Path, template: str, content: dict[str, Any]) -> Path:
+    """`<template>.html.j2` and `.md.j2` as `report.html` and `report.md`; returns the path of the former."""
     loader = PackageLoader("orchestrator", "templates")
     html = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html.filters["data_uri"] = data_uri
     markdown = Environment(
         loader=loader, autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    run_files.write_text(run_dir / "report.md", markdown.get_template("report.md.j2").render(**content))
-    return run_files.write_text(run_dir / "report.html", html.get_template("report.html.j2").render(**content))
+    run_files.write_text(directory / "report.md", markdown.get_template(f"{template}.md.j2").render(**content))
+    return run_files.write_text(directory / "report.html", html.get_template(f"{template}.html.j2").render(**content))
 
 
-def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]]) -> dict[str, Any]:
+Capped = dict[str, dict[int, list[EvaluationRecord]]]
+"""Policy → cap → records."""
+
+
+def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], capped: Capped) -> dict[str, Any]:
     """The contents of `summary.json`."""
     timings = run_files.read_timings(run_dir)
     summary: dict[str, Any] = {"stages": {policy: stage_numbers(summarise(found)) for policy, found in records.items()}}
     if "sft" in records and "rl" in records:
         summary["length_reduction"] = length_reduction(records["sft"], records["rl"])
+    if capped:
+        summary["hard_caps"] = [
+            {"policy": policy, "cap": cap, "forced_frac": found.forced_frac, **stage_numbers(found)}
+            for policy, by_cap in capped.items()
+            for cap, found in [
+                *((cap, summarise(items)) for cap, items in by_cap.items()),
+                (None, summarise(records[policy])),
+            ]
+        ]
     summary["wall_s"] = sum(timings.values())
     summary["stage_wall_s"] = timings
     summary["versions"] = {"commit": git_commit(), **library_versions()}
@@ -64,7 +84,10 @@ def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]]) -> 
 
 
 def stage_numbers(summary: Summary) -> dict[str, float]:
-    names = ("accuracy", "accuracy_low", "accuracy_high", "mean_tokens", "num_tasks")
+    names = (
+        *("accuracy", "accuracy_low", "accuracy_high", "mean_tokens", "median_tokens", "p95_tokens"),
+        *("accuracy_per_1k_tokens", "truncated_frac", "unparsable_frac", "num_tasks"),
+    )
     return {name: getattr(summary, name) for name in names}
 
 
@@ -115,8 +138,20 @@ def difficulty_rows(records: dict[str, list[EvaluationRecord]]) -> dict[str, lis
     }
 
 
+def cap_rows(hard_caps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The hard-cap table: per policy its accuracy at each cap, without cap last."""
+    caps = list(dict.fromkeys(row["cap"] for row in hard_caps))
+    rows: dict[str, dict[Any, str]] = {}
+    for row in hard_caps:
+        rows.setdefault(POLICIES[row["policy"]], {})[row["cap"]] = f"{row['accuracy']:.1%}"
+    return {
+        "caps": ["none" if cap is None else str(cap) for cap in caps],
+        "rows": {policy: [cells.get(cap, "") for cap in caps] for policy, cells in rows.items()},
+    }
+
+
 def draw_figures(
-    run_dir: Path, records: dict[str, list[EvaluationRecord]], metrics: Sequence[dict[str, Any]]
+    run_dir: Path, records: dict[str, list[EvaluationRecord]], capped: Capped, metrics: Sequence[dict[str, Any]]
 ) -> list[tuple[str, Path]]:
     """(caption, path) of each figure that there is data for."""
     directory = run_dir / "figures"
@@ -132,6 +167,20 @@ def draw_figures(
     if len(compared) == 2:
         path = figures.draw_lengths(compared, directory / "lengths.png")
         drawn.append(("Completion lengths on held-out tasks before and after RL.", path))
+        pairs = paired_lengths(records["sft"], records["rl"])
+        path = figures.draw_reduction(list(pairs[:, 0] / pairs[:, 1]), directory / "reduction.png")
+        drawn.append(("How many times shorter RL made the completions of each held-out task.", path))
+    if {"sft", "rl"} <= capped.keys():
+        two = {policy: capped[policy] for policy in ("sft", "rl")}
+        accuracy_at = {
+            policy: {
+                cap: (s.accuracy, s.accuracy_low, s.accuracy_high)
+                for cap, s in ((cap, summarise(items)) for cap, items in {**by_cap, 0: records[policy]}.items())
+            }
+            for policy, by_cap in two.items()
+        }
+        path = figures.draw_caps(accuracy_at, two, directory / "caps.png")
+        drawn.append(("Hard caps: each completion is cut there and made to answer.", path))
     if records and difficulty_rows(records):
         accuracy = {
             policy: {level: (s.accuracy, s.accuracy_low, s.accuracy_high) for level, s in by_difficulty(found).items()}

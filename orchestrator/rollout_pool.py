@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.engine import Sampling
-from actors.types import AdapterRef, DroppedGroup, Prompt, RolloutGroup, Task
+from actors.types import AdapterRef, DroppedGroup, HardCap, Prompt, RolloutGroup, Task
 from configs.schema import RlSection
 from orchestrator.dispatcher import Dispatcher, GroupRequest
+from rewards.length_state import NO_MEMORY, LengthState
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +47,14 @@ class RolloutPool:
         cursor: TaskCursor,
         sampling: Sampling,
         config: RlSection,
+        cap: HardCap | None = None,
     ):
         """`load_adapter(ref, packed)` returns once every engine holds the adapter and has said so."""
         self._dispatcher, self._load_adapter, self._prompt_at = dispatcher, load_adapter, prompt_at
-        self._sampling, self._config = sampling, config
+        self._sampling, self._config, self._cap = sampling, config, cap
         self._redo = list(cursor.unfinished)
         self._next_index = cursor.next_index
+        self._length_state = NO_MEMORY
         self._published: dict[int, AdapterRef] = {}
         self._current: AdapterRef | None = None
         self._pending: dict[int, GroupRequest] = {}
@@ -65,9 +68,13 @@ class RolloutPool:
         unfinished = [*self._pending, *(request.group_id for request, _ in self._ready), *self._redo]
         return TaskCursor(next_index=self._next_index, unfinished=tuple(sorted(unfinished)))
 
-    def use_adapter(self, ref: AdapterRef, packed: Any) -> None:
-        """Give every engine the adapter, then fill the free slots with prompts for it."""
+    def use_adapter(self, ref: AdapterRef, packed: Any, length_state: LengthState = NO_MEMORY) -> None:
+        """Give every engine the adapter, then fill the free slots with prompts for it.
+
+        Until the next adapter, groups are scored against `length_state`.
+        """
         self._load_adapter(ref, packed)
+        self._length_state = length_state
         self._published[ref.version] = ref
         self._current = ref
         oldest = ref.version - self._config.max_staleness
@@ -142,6 +149,9 @@ class RolloutPool:
                 group_size=self._config.group_size,
                 sampling=self._sampling,
                 policy_version=version,
+                cap=self._cap,
+                step=version,
+                length_state=self._length_state.for_task(task.task_id),
             )
             self._pending[index] = request
             self._dispatcher.submit(request)

@@ -5,6 +5,7 @@ samples/step_000123.jsonl      rollouts of that RL step
 evaluation/<policy>.jsonl      `EvaluationRecord`s; <policy> is base, sft or rl
 evaluation/<policy>_samples.jsonl
                                the completions behind the records, in the same order
+evaluation/<policy>_caps.jsonl `EvaluationRecord`s of the same completions under hard caps
 timings.json                   seconds per stage, summed over resumes
 """
 
@@ -61,19 +62,32 @@ def write_evaluation(
     records: Sequence[EvaluationRecord],
     groups: Sequence[RolloutGroup],
     prompt_text: PromptText,
+    capped: Sequence[EvaluationRecord] = (),
 ) -> list[dict[str, Any]]:
     """Records last: their file says that the evaluation of this policy is complete. Returns the samples."""
     directory = run_dir / "evaluation"
     samples = [_sample(rollout, prompt_text) for group in groups for rollout in group.rollouts]
     _write_lines(directory / f"{policy}_samples.jsonl", samples)
+    _write_lines(directory / f"{policy}_caps.jsonl", [asdict(record) for record in capped])
     _write_lines(directory / f"{policy}.jsonl", [asdict(record) for record in records])
     return samples
 
 
 def read_records(run_dir: Path, policy: str) -> list[EvaluationRecord]:
     """Empty when the policy was not evaluated. Raises ValueError naming file and line of a damaged record."""
-    path = run_dir / "evaluation" / f"{policy}.jsonl"
-    sequences = ("answers", "tokens", "correct", "truncated")
+    return _read_records(run_dir / "evaluation" / f"{policy}.jsonl")
+
+
+def read_capped_records(run_dir: Path, policy: str) -> dict[int, list[EvaluationRecord]]:
+    """Cap → records, smallest cap first."""
+    by_cap: dict[int, list[EvaluationRecord]] = {}
+    for record in _read_records(run_dir / "evaluation" / f"{policy}_caps.jsonl"):
+        by_cap.setdefault(record.cap, []).append(record)
+    return dict(sorted(by_cap.items()))
+
+
+def _read_records(path: Path) -> list[EvaluationRecord]:
+    sequences = ("answers", "outcomes", "tokens", "forced_tokens", "correct", "truncated")
     records = []
     for number, row in enumerate(_read_lines(path), start=1):
         fields: dict[str, Any] = {key: tuple(value) if key in sequences else value for key, value in row.items()}

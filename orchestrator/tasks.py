@@ -14,7 +14,7 @@ import numpy as np
 from actors.types import Prompt, Task
 from configs.schema import ARITHMETIC, BudgetSection, TaskSource
 from orchestrator import arithmetic
-from orchestrator.datasets import apply_preset, load_rows, read_answer, render, with_system_prompt
+from orchestrator.datasets import apply_preset, load_rows, read_answer, read_budget, render, with_system_prompt
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,13 @@ class TaskStream:
     Arithmetic without `num_tasks` is endless and makes the task of each index; the same chain may come again.
     """
 
-    def __init__(self, source: TaskSource, budget: BudgetSection, seed: int):
-        """Reads all rows of a dataset, so that a bad one raises ValueError now and not in the middle of a run."""
+    def __init__(self, source: TaskSource, budget: BudgetSection, seed: int, prompts_per_step: int = 1):
+        """Reads all rows of a dataset, so that a bad one raises ValueError now and not in the middle of a run.
+
+        `prompts_per_step` counts the curriculum's steps.
+        """
         self._source, self._budget, self._seed = source, budget, seed
+        self._prompts_per_step = prompts_per_step
         self._tasks: list[Task] | None = None
         if source.source != ARITHMETIC:
             self._tasks = load_tasks(source)
@@ -46,7 +50,9 @@ class TaskStream:
             task = self._tasks[seeded_rng(self._seed, "attempt", where).randrange(len(self._tasks))]
         else:
             task = self._tasks[shuffled_position(self._seed, index, len(self._tasks))]
-        return task, draw_budget(seeded_rng(self._seed, "budget", where), self._budget, task.difficulty)
+        budget_tokens = draw_budget(seeded_rng(self._seed, "budget", where), self._budget, task)
+        factor = curriculum_factor(self._budget, index // self._prompts_per_step)
+        return task, max(1, round(factor * budget_tokens))
 
     def _make_arithmetic(self, where: str, number: int) -> Task:
         rng = seeded_rng(self._seed, "arithmetic", where)
@@ -68,7 +74,7 @@ def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, se
             log.info("%s has %d tasks for evaluation, %d were asked for", source.source, len(rows), num_tasks)
         tasks = [rows[shuffled_position(seed, index, len(rows))] for index in range(min(num_tasks, len(rows)))]
     return [
-        (task, draw_budget(seeded_rng(seed, "held_out_budget", index), budget, task.difficulty))
+        (task, draw_budget(seeded_rng(seed, "held_out_budget", index), budget, task))
         for index, task in enumerate(tasks)
     ]
 
@@ -87,6 +93,7 @@ def load_tasks(source: TaskSource) -> list[Task]:
                 messages=tuple(with_system_prompt([question], source.system_prompt)),
                 reference_answer=read_answer(row, source, where),
                 source=source.source,
+                budget_tokens=read_budget(row, source, where),
             )
         )
     return tasks
@@ -102,9 +109,26 @@ def arithmetic_task(chain: arithmetic.Chain, number: int, system_prompt: str = "
     )
 
 
-def draw_budget(rng: random.Random, budget: BudgetSection, difficulty: int) -> int:
-    """One of the buckets, equally likely, and the allowance for the task's difficulty."""
-    return rng.choice(budget.buckets_tokens) + budget.per_difficulty_tokens * difficulty
+def draw_budget(rng: random.Random, budget: BudgetSection, task: Task) -> int:
+    """The task's own budget; else one of the buckets by their weights, and the allowance for the task's difficulty."""
+    if task.budget_tokens is not None:
+        return task.budget_tokens
+    if budget.weights:
+        (bucket,) = rng.choices(budget.buckets_tokens, budget.weights)
+    else:
+        bucket = rng.choice(budget.buckets_tokens)
+    return bucket + budget.per_difficulty_tokens * task.difficulty
+
+
+def curriculum_factor(budget: BudgetSection, step: int) -> float:
+    """What training budgets are multiplied by at an RL step: linearly from `curriculum_factor` to 1.
+
+    Example: factor 3 over 10 steps: 3 at step 0, 2 at step 5, 1 from step 10 on.
+    """
+    if budget.curriculum_steps == 0:
+        return 1.0
+    progress = min(1.0, step / budget.curriculum_steps)
+    return budget.curriculum_factor + (1.0 - budget.curriculum_factor) * progress
 
 
 def adapter_start(num_prompt_tokens: int, masked_lora: bool) -> int:

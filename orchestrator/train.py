@@ -7,25 +7,31 @@ asynchronous training are this one path; `rl.max_staleness` says how far generat
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from actors.engine import Sampling
-from actors.types import AdapterRef, RolloutGroup, StageSpec, TrainBatch, UpdateResult
+from actors.kl import next_kl_beta
+from actors.learner_group import LearnerGroup
+from actors.reward import inputs_of_rollouts
+from actors.rollout import BASE_VERSION
+from actors.types import AdapterRef, DroppedGroup, RolloutGroup, StageSpec, TrainBatch, UpdateResult
 from configs.schema import RunConfig
 from orchestrator import checkpoint
-from orchestrator.batching import build_batch
+from orchestrator.batching import build_batch, sequence_kls
 from orchestrator.checkpoint import Checkpoint, StageState
 from orchestrator.evaluate import evaluate
 from orchestrator.interrupt import stop_between_steps
 from orchestrator.metrics import as_metrics, group_metrics, summarise
-from orchestrator.probe import prove_adapters_reach
+from orchestrator.probe import prove_adapters_reach, prove_cap_holds
 from orchestrator.progress import Progress
-from orchestrator.prompts import Prompter, held_out_prompts
+from orchestrator.prompts import Prompter, held_out_prompts, make_cap
 from orchestrator.rollout_pool import RolloutPool
 from orchestrator.run_files import forget_metrics_after, write_samples
 from orchestrator.stage import Stage
+from rewards.length import next_state as next_length_state
 
 log = logging.getLogger(__name__)
 
@@ -41,22 +47,28 @@ def train(stage: Stage, start_adapter: bytes) -> None:
     pool = make_pool(stage, prompter, state)
     published = learner.publish()
     prove_adapters_reach(stage.cluster, *published, prompt=prompter.at(0)[1])
-    pool.use_adapter(*published)
+    pool.use_adapter(*published, state.length_state)
     with stop_between_steps() as stop, Progress("rl", state.step, config.rl.num_steps) as progress:
         while state.step < config.rl.num_steps:
             clock = StepClock()
             groups = pool.take(config.rl.groups_per_step)
             clock.mark("rollout")
-            batch = make_batch(groups, config, state.step)
+            batch = make_batch(groups, config, state, learner)
             update = learner.update(batch)
             check_update(update, batch, config, state.step)
             clock.mark("update")
+            dropped = pool.pop_dropped()
+            state = next_state(state, update, batch, [*groups, *dropped], config)
             published = learner.publish()
-            pool.use_adapter(*published)
+            pool.use_adapter(*published, state.length_state)
             clock.mark("publish")
-            state = StageState(step=update.policy_version, cursor=pool.cursor)
-            metrics = group_metrics(groups, pool.pop_dropped(), policy_version=state.step - 1)
-            metrics["rollout/prompts_too_long"] = float(prompter.num_too_long)
+            state = replace(state, cursor=pool.cursor)
+            metrics = group_metrics(groups, dropped, policy_version=state.step - 1)
+            metrics |= {
+                "rollout/prompts_too_long": float(prompter.num_too_long),
+                "train/kl_beta": batch.kl_beta,
+                "reward/kl": batch.reward_kl,
+            }
             timings = clock.metrics(metrics["rollout/num_tokens"])
             stage.record(state.step, metrics | update.metrics | timings, progress)
             if is_due(state.step, config.rl.evaluate_every_steps):
@@ -73,7 +85,7 @@ def begin(stage: Stage, start_adapter: bytes) -> StageState:
     """Put the learner at the start of RL, or where the newest checkpoint left it."""
     config = stage.config
     saved = checkpoint.load_latest(stage.directory)
-    state = saved.state if saved else StageState()
+    state = saved.state if saved else StageState(kl_beta=config.rl.kl_beta)
     forget_metrics_after(config.run_dir, stage.name, state.step)
     stage.cluster.learner.begin_stage(rl_spec(config, start_adapter))
     if saved:
@@ -92,18 +104,26 @@ def rl_spec(config: RunConfig, start_adapter: bytes) -> StageSpec:
         weight_decay=rl.weight_decay,
         temperature=config.rollout.temperature,
         dropout=0.0,
+        loss=rl.loss,
+        loss_mean=rl.loss_mean,
         clip_low=rl.clip_low,
         clip_high=rl.clip_high,
         importance_cap=rl.importance_cap,
+        sequence_mask_gap=rl.sequence_mask_gap,
+        entropy_bonus=rl.entropy_bonus,
+        max_completion_tokens=config.rollout.max_completion_tokens,
         kl_beta=rl.kl_beta,
         kl_estimator=rl.kl_estimator,
-        kl_reference=rl.kl_reference,
+        reference=rl.kl_reference if rl.kl_beta > 0 else "none",
         start_adapter=start_adapter,
     )
 
 
 def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPool:
     rollout = stage.config.rollout
+    cap = make_cap(rollout.cap_tokens, stage.config.budget, stage.tokenizer) if rollout.cap_tokens else None
+    if cap:
+        prove_cap_holds(stage.cluster, cap, prompter.at(0)[1], BASE_VERSION)
     return RolloutPool(
         dispatcher=stage.cluster.make_dispatcher(),
         load_adapter=stage.cluster.load_adapter,
@@ -117,16 +137,53 @@ def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPoo
             max_tokens=rollout.max_completion_tokens,
         ),
         config=stage.config.rl,
+        cap=cap,
     )
 
 
-def make_batch(groups: Sequence[RolloutGroup], config: RunConfig, policy_version: int) -> TrainBatch:
+def make_batch(
+    groups: Sequence[RolloutGroup], config: RunConfig, state: StageState, learner: LearnerGroup
+) -> TrainBatch:
+    """One step's rows. With KL in the reward, the learner first says how likely the reference finds them."""
+    rl, num_ranks = config.rl, config.learner.num_ranks
+    kl_of_rollouts = None
+    if rl.kl_in == "reward" and state.kl_beta > 0:
+        adapter = "reference" if rl.kl_reference == "start" else "base"
+        kl_of_rollouts = sequence_kls(
+            groups, lambda b: learner.sequence_logprobs(b, adapter), num_ranks, rl.kl_estimator
+        )
     return build_batch(
         groups,
-        num_ranks=config.learner.num_ranks,
-        policy_version=policy_version,
-        max_staleness=config.rl.max_staleness,
+        num_ranks=num_ranks,
+        policy_version=state.step,
+        max_staleness=rl.max_staleness,
+        advantage=rl.advantage,
+        overlong_filtering=rl.overlong_filtering,
+        kl_beta=state.kl_beta,
+        kl_of_rollouts=kl_of_rollouts,
     )
+
+
+def next_state(
+    state: StageState,
+    update: UpdateResult,
+    batch: TrainBatch,
+    finished: Sequence[RolloutGroup | DroppedGroup],
+    config: RunConfig,
+) -> StageState:
+    """After one step: its number, the KL weight steered towards its target, and what length rewards remember of the
+    groups that came in for it, trained on or not."""
+    rl, kl_beta = config.rl, state.kl_beta
+    if rl.kl_target > 0:
+        measured = batch.reward_kl if rl.kl_in == "reward" else update.metrics["train/kl"]
+        kl_beta = next_kl_beta(kl_beta, measured, rl.kl_target, rl.kl_gain)
+    scored = [
+        inputs_of_rollouts(group.rollouts, config.reward.span, update.policy_version)
+        for group in finished
+        if group.rollouts
+    ]
+    length_state = next_length_state(state.length_state, scored, config.reward, update.policy_version)
+    return replace(state, step=update.policy_version, kl_beta=kl_beta, length_state=length_state)
 
 
 def check_update(update: UpdateResult, batch: TrainBatch, config: RunConfig, version_before: int) -> None:
@@ -157,7 +214,7 @@ def evaluate_now(stage: Stage, version: int) -> None:
     prompts = held_out_prompts(stage.config, stage.tokenizer)
     records, _ = evaluate(stage.cluster, prompts, stage.config.evaluation, version)
     summary = summarise(records)
-    stage.tracker.log_metrics(as_metrics("rl", summary), version)
+    stage.tracker.log_metrics(as_metrics("eval/rl", summary), version)
     log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)
 
 

@@ -3,6 +3,9 @@
 import enum
 from dataclasses import dataclass, field
 
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+"""Around the thought of a completion; the answer follows."""
+
 
 class Outcome(enum.StrEnum):
     """How scoring ended; only `CORRECT` earns an accuracy reward."""

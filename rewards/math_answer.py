@@ -13,9 +13,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from rewards.base import AnswerVerdict, Outcome
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from rewards.base import THINK_CLOSE, THINK_OPEN, AnswerVerdict, Outcome
 
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 """Opening of a box, an escaped character (never a brace that groups), a brace."""

@@ -33,6 +33,7 @@ def make_completion(num_tokens: int = 4, version: int = 0, sha256: str = "a" * 6
         finish_reason="stop",
         policy_version=version,
         adapter_sha256=sha256,
+        num_thinking_tokens=num_tokens,
     )
 
 

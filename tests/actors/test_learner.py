@@ -88,7 +88,7 @@ def test_grpo_loss_and_gradient_equal_a_computation_by_hand(make_rank, random_mo
         warmup_frac=0.0,
         temperature=temperature,
         kl_beta=beta,
-        kl_reference="base",
+        reference="base",
         start_adapter=start,
         policy_version=7,
     )

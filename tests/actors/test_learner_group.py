@@ -27,12 +27,12 @@ def test_ranks_that_disagree_are_caught():
 
 
 class HangingRank:
-    def update(self, rows, num_loss_tokens):
+    def update(self, rows, num_loss_tokens, kl_beta):
         time.sleep(600)
 
 
 class FailingRank:
-    def update(self, rows, num_loss_tokens):
+    def update(self, rows, num_loss_tokens, kl_beta):
         raise ValueError("bad row")
 
 
@@ -69,7 +69,7 @@ def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_mo
     try:
         group.connect()
         group.begin_stage(stage)
-        batch = TrainBatch(rows_per_rank=shards, num_loss_tokens=num_trained(rows))
+        batch = TrainBatch(rows_per_rank=shards, num_loss_tokens=num_trained(rows), kl_beta=stage.kl_beta)
         results = [group.update(batch) for _ in range(2)]
         for one, two in zip(expected, results, strict=True):
             assert one.policy_version == two.policy_version

@@ -24,15 +24,16 @@ TASK = Task(task_id="t/1", messages=({"role": "user", "content": "37+58-12=?"},)
 PROMPT = Prompt(task_id="t/1", token_ids=np.arange(3, dtype=np.int32), budget_tokens=100, start=2)
 
 
-def make_completion(text: str, num_tokens: int = 10) -> Completion:
+def make_completion(text: str, num_tokens: int = 10, finish_reason: str = "stop") -> Completion:
     return Completion(
         token_ids=np.zeros(num_tokens, dtype=np.int32),
         behaviour_logprobs=np.zeros(num_tokens, dtype=np.float32),
         forced=np.zeros(num_tokens, dtype=bool),
         text=text,
-        finish_reason="stop",
+        finish_reason=finish_reason,
         policy_version=0,
         adapter_sha256="",
+        num_thinking_tokens=num_tokens,
     )
 
 
@@ -80,6 +81,16 @@ def test_a_group_is_scored_in_its_order_with_its_components(actor):
     assert [reward.answer for reward in rewards] == ["83", "84", "", "83", "83"]
     assert rewards[0].breakdown == {"accuracy": 1.0, "length": pytest.approx(0.7)}
     assert rewards[3].breakdown == {"accuracy": 1.0, "length": 0.0}
+
+
+def test_the_length_reward_is_told_which_completions_were_cut():
+    actor = RewardActor(RewardSection(deadline_s=DEADLINE_S, length="dler"))
+    try:
+        completions = [make_completion("83", 80), make_completion("83", 80, finish_reason="length")]
+        rollouts = actor.score_group(TASK, PROMPT, completions)
+    finally:
+        actor.close()
+    assert [rollout.reward.value for rollout in rollouts] == [1.0, 0.0]
 
 
 def test_an_empty_group_has_no_rollouts(actor):

@@ -64,7 +64,7 @@ async def measure(model_path: str, rounds: int) -> None:
             f"{shared / not_shared:.2f}",
             flush=True,
         )
-    engine.shutdown()
+    await engine.shutdown()
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ def make_completion(text: str) -> Completion:
         finish_reason="stop",
         policy_version=0,
         adapter_sha256="",
+        num_thinking_tokens=40,
     )
 
 

@@ -1,6 +1,5 @@
 """Seconds per RL step, here over TRL's GRPOTrainer (plain HF generation), in one run.
 
-    pip install -e '.[bench]' -c constraints-cpu.txt
     python -m tests.benchmarks.rl_step --sft-adapter runs/quickstart/sft/step_000110 [--steps 12]
 
 Both start from the same SFT adapter on the embedded model, on the same built-in tasks, 16 x 8 completions, the
@@ -62,8 +61,8 @@ def trl_side(adapter: str, num_steps: int) -> None:
         values = []
         for text, answer, tokens, ids in zip(completions, reference, budget, completion_ids, strict=True):
             correct = verify_answer(text, answer).outcome == "correct"
-            reward_config = config.reward
-            factor = soft_barrier(len(ids), tokens, reward_config.half_width_frac, reward_config.floor)
+            barrier = config.reward.soft_barrier
+            factor = soft_barrier(len(ids), tokens, barrier.half_width_frac, barrier.floor)
             values.append(float(correct) * float(factor))
         return values
 

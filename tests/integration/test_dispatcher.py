@@ -24,7 +24,7 @@ class Engine:
     def __init__(self, behaviour="works"):
         self.behaviour = behaviour
 
-    def generate(self, prompt, n, sampling, version):
+    def generate(self, prompt, n, sampling, version, cap, drafts):
         if self.behaviour == "fails":
             raise ValueError("no such prompt")
         if self.behaviour == "hangs":
@@ -40,7 +40,7 @@ class Engine:
 
 @ray.remote
 class Scorer:
-    def score_group(self, task, prompt, completions):
+    def score_group(self, task, prompt, completions, step, state):
         reward = RewardResult(value=1.0, outcome=Outcome.CORRECT, answer="2")
         return tuple(Rollout(prompt=prompt, completion=completion, reward=reward) for completion in completions)
 

@@ -1,6 +1,8 @@
 """The real vLLM engine on the embedded model."""
 
 import asyncio
+import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ import torch
 from actors import adapters
 from actors.engine import Sampling
 from actors.rollout import BASE_VERSION, RolloutActor
-from actors.types import Prompt
+from actors.types import HardCap, Prompt
 from configs.schema import EngineSection, LoraSection, ModelSection
+from orchestrator.probe import cap_problem
 
 pytestmark = pytest.mark.integration
 
@@ -138,3 +141,35 @@ def test_a_version_stays_while_a_request_runs_on_it(loop, actor, prompt, tiny_mo
         assert completion.policy_version == 20
         expected = reference_logprobs(packed[20][1], prompt, completion)
         np.testing.assert_allclose(completion.behaviour_logprobs, expected, atol=5e-4)
+
+
+CAP = HardCap(num_tokens=6, forced_token_ids=np.array([7, 8], dtype=np.int32), answer_tokens=4)
+
+
+@pytest.mark.parametrize("version", [BASE_VERSION, 30])
+def test_a_hard_cap_cuts_forces_and_lets_the_policy_answer(loop, actor, prompt, tiny_model_dir, version):
+    packed, model = make_random_adapter(tiny_model_dir, seed=30)
+    loop.run_until_complete(actor.load_adapter(packed, 30))
+    long = Sampling(temperature=TEMPERATURE, max_tokens=40, ignore_end=True)
+    for completion in loop.run_until_complete(actor.generate(prompt, 3, long, version, CAP)):
+        assert cap_problem(completion, CAP) is None
+        assert completion.num_tokens == 6 + 2 + 4
+        assert completion.policy_version == version
+        with model.disable_adapter() if version == BASE_VERSION else contextlib.nullcontext():
+            expected = np.array(reference_logprobs(model, prompt, completion))
+        own = ~completion.forced
+        np.testing.assert_allclose(completion.behaviour_logprobs[own], expected[own], atol=2e-4)
+        assert not completion.behaviour_logprobs[completion.forced].any()
+
+
+def test_drafts_are_cut_and_not_sampled_again(loop, actor, prompt):
+    long = Sampling(temperature=TEMPERATURE, max_tokens=20, ignore_end=True)
+    drafts = loop.run_until_complete(actor.generate(prompt, 2, long))
+    capped = loop.run_until_complete(actor.generate(prompt, 2, long, BASE_VERSION, CAP, drafts))
+    for draft, completion in zip(drafts, capped, strict=True):
+        assert completion.token_ids[:6].tolist() == draft.token_ids[:6].tolist()
+        assert completion.forced.sum() == 2
+    whole = loop.run_until_complete(actor.generate(prompt, 2, long, BASE_VERSION, replace(CAP, num_tokens=20), drafts))
+    assert [completion.forced.sum() for completion in whole] == [2, 2]  # cut by the length limit: no end of their own
+    loose = loop.run_until_complete(actor.generate(prompt, 2, long, BASE_VERSION, replace(CAP, num_tokens=21), drafts))
+    assert [completion.token_ids.tolist() for completion in loose] == [draft.token_ids.tolist() for draft in drafts]

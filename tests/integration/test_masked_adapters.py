@@ -72,7 +72,7 @@ CHUNKED = EngineSection(
 def engine(request, loop, tiny_model_dir, tensors):
     engine = loop.run_until_complete(start_engine(tiny_model_dir, tensors, "float32", request.param))
     yield engine
-    engine.shutdown()
+    loop.run_until_complete(engine.shutdown())
 
 
 def expected_logprobs(references, version, prompt, generated, start):

@@ -53,7 +53,7 @@ async def generate(model_dir, tensors, dtype, prompts):
             *[engine.generate(prompt, 4, SAMPLING, MASKED, len(prompt) - 1) for prompt in prompts]
         )
     finally:
-        engine.shutdown()
+        await engine.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ SETTINGS = [
     "budget.buckets_tokens=[40]",
     "evaluation.num_tasks=8",
     "evaluation.max_completion_tokens=64",
+    "evaluation.caps_tokens=[16,32]",
 ]
 
 

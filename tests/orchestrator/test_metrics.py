@@ -1,18 +1,33 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from actors.types import DroppedGroup, EvaluationRecord
-from orchestrator.metrics import as_metrics, by_difficulty, group_metrics, length_reduction, summarise, wilson_interval
+from orchestrator.metrics import (
+    accuracy_interval,
+    as_metrics,
+    bootstrap_interval,
+    by_difficulty,
+    group_metrics,
+    length_reduction,
+    summarise,
+    wilson_interval,
+)
+from rewards.base import Outcome
 from tests.fakes import make_group
 
 
-def make_record(task_id, tokens, correct, difficulty=1):
+def make_record(task_id, tokens, correct, difficulty=1, cap=0):
     return EvaluationRecord(
         task_id=task_id,
         difficulty=difficulty,
         mode="reasoning",
-        cap=100,
+        cap=cap,
         n=len(tokens),
         answers=("1",) * len(tokens),
+        outcomes=tuple(Outcome.CORRECT if right else Outcome.WRONG for right in correct),
+        forced_tokens=(0,) * len(tokens),
         tokens=tuple(tokens),
         correct=tuple(correct),
         truncated=(False,) * len(tokens),
@@ -35,7 +50,35 @@ def test_the_task_is_the_unit_of_accuracy():
     assert summary.accuracy == pytest.approx(1 / 3)
     assert summary.mean_tokens == 25
     assert summary.num_tasks == 2
-    assert as_metrics("rl", summary)["eval/rl/mean_tokens"] == 25
+    assert as_metrics("eval/rl", summary)["eval/rl/mean_tokens"] == 25
+    assert summary.accuracy_per_1k_tokens == pytest.approx(2 * 1000 / 100)
+
+
+def test_what_limits_ended_and_what_could_not_be_read_is_counted():
+    record = replace(
+        make_record("a", [10, 20, 30, 40], [True, False, False, False]),
+        outcomes=(Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE, Outcome.UNPARSABLE),
+        forced_tokens=(0, 0, 2, 0),
+        truncated=(False, True, True, False),
+    )
+    summary = summarise([record])
+    assert (summary.truncated_frac, summary.unparsable_frac, summary.forced_frac) == (0.5, 0.5, 0.25)
+
+
+def test_bootstrap_interval_of_nine_in_ten():
+    """Resampled means of nine 1 and one 0 are binomial (10, 0.9) over 10: 2.5 % of them lie at or below 0.7."""
+    assert bootstrap_interval(np.array([1.0] * 9 + [0.0])) == pytest.approx((0.7, 1.0))
+
+
+def test_bootstrap_interval_shrinks_with_the_number_of_tasks():
+    few, many = np.array([0.0, 1.0] * 20), np.array([0.0, 1.0] * 2000)
+    width_of_few, width_of_many = np.ptp(bootstrap_interval(few)), np.ptp(bootstrap_interval(many))
+    assert width_of_few == pytest.approx(2 * 1.96 * 0.5 / 40**0.5, rel=0.1)
+    assert width_of_many == pytest.approx(width_of_few / 10, rel=0.1)
+
+
+def test_tasks_that_all_came_out_alike_get_wilsons_interval():
+    assert accuracy_interval(np.ones(10)) == wilson_interval(1.0, 10)
 
 
 def test_no_records_raise():

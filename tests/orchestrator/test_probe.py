@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from actors import adapters
+from actors.types import HardCap
 from orchestrator import probe
-from orchestrator.probe import logprob_distance, prove_adapters_reach
+from orchestrator.probe import cap_problem, logprob_distance, prove_adapters_reach, prove_cap_holds
 from tests.fakes import make_completion, make_prompt
 
 
@@ -71,3 +72,34 @@ def test_distance_compares_up_to_the_first_different_token():
 def test_completions_that_part_at_once_are_infinitely_far():
     first = make_completion(num_tokens=1)
     assert logprob_distance(first, replace(first, token_ids=np.array([99], dtype=np.int32))) == float("inf")
+
+
+CAP = HardCap(num_tokens=2, forced_token_ids=np.array([8, 9], dtype=np.int32), answer_tokens=1)
+
+
+def capped(token_ids, forced):
+    completion = make_completion(num_tokens=len(token_ids))
+    return replace(completion, token_ids=np.array(token_ids, dtype=np.int32), forced=np.array(forced, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "forced", "problem"),
+    [
+        ([1, 2, 8, 9, 5], [0, 0, 1, 1, 0], None),
+        ([1, 2, 8, 9], [0, 0, 1, 1], None),
+        ([1, 2, 3, 4, 5], [0, 0, 0, 0, 0], "expected forced tokens at 2 to 3, got them at []"),
+        ([1, 2, 3, 8, 9], [0, 0, 0, 1, 1], "expected forced tokens at 2 to 3, got them at [3, 4]"),
+        ([1, 2, 8, 7, 5], [0, 0, 1, 1, 0], "expected the forced tokens [8, 9], got [8, 7]"),
+        ([1, 2, 8, 9, 5, 6], [0, 0, 1, 1, 0, 0], "expected at most 1 tokens of an answer, got 2"),
+    ],
+)
+def test_a_cap_that_does_not_hold_is_described(token_ids, forced, problem):
+    assert cap_problem(capped(token_ids, forced), CAP) == problem
+
+
+def test_an_engine_that_runs_past_the_cap_is_found_out(monkeypatch):
+    monkeypatch.setattr(probe.ray, "get", lambda value, timeout=None: value)
+    engines = FakeEngines(lambda loaded: -0.5)
+    engines.remote = lambda prompt, n, sampling, version, cap: (make_completion(num_tokens=sampling.max_tokens),)
+    with pytest.raises(RuntimeError, match="engine 0 does not keep a hard cap of 2 tokens: expected forced tokens"):
+        prove_cap_holds(engines, CAP, make_prompt(), version=-1)

@@ -52,7 +52,7 @@ def test_the_reports_show_the_result_and_escape_what_models_write(run_dir):
     html = build_report(run_dir).read_text()
     assert "2.00 times shorter" in html
     assert "<script>alert" not in html
-    assert html.count("data:image/png;base64,") == 6
+    assert html.count("data:image/png;base64,") == 7
     markdown = (run_dir / "report.md").read_text()
     assert "| after RL | 75.0% |" in markdown
     assert (run_dir / "figures" / "training.png").stat().st_size > 10_000

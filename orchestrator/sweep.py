@@ -1,0 +1,249 @@
+"""A sweep: one run for every combination of values, side by side as the cluster allows, and one report.
+
+    runs/<name>/sft/            the SFT adapter that the trials share, where no axis touches SFT
+    runs/<name>/trials/<trial>/ a run directory each, with `log.txt`
+    runs/<name>/sweep.json      axes and trials, and what became of each
+    runs/<name>/report.html     table, frontier, lengths
+
+A trial is `terse run` in a process of its own: one that fails, whatever way, is reported, and the others go on.
+Stages that are done are skipped, so a second call runs only what is missing. A call with other axes on the same name
+adds its trials to the report.
+"""
+
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from configs.load import ConfigError, dump_config, load_config, split_axes
+from configs.schema import RunConfig
+from orchestrator import checkpoint
+from orchestrator.cluster import connect
+from orchestrator.pipeline import STAGES, is_done
+from orchestrator.run_files import write_text
+from orchestrator.sweep_report import build_sweep_report, read_sweep
+from orchestrator.tracking import Tracker, start_tracker, tracking_uri
+
+log = logging.getLogger(__name__)
+
+SFT_SETTINGS = ("model.", "lora.", "learner.", "sft.", "data.sft.", "data.train.", "run.seed", "budget.prompt_template")
+"""What the SFT adapter depends on: keys or their beginnings."""
+POLL_S = 0.5
+STOP_TIMEOUT_S = 120.0
+LOG_FILE = "log.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One combination of the axes' values."""
+
+    name: str
+    """Such as `kl_beta-0.001_length-lcpo_max`"""
+    values: dict[str, Any]
+    """Axis → value"""
+    config: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a trial."""
+
+    trial: Trial
+    seconds: float
+    error: str | None
+    """The last line of its log; None when it is done."""
+
+
+def sweep(config: str, overrides: Sequence[str]) -> Path:
+    """Run every trial that is not done and build the report; returns the path of `report.html`.
+
+    Raises ConfigError, before anything starts, with the problems of all trials; RuntimeError when the shared SFT
+    stage fails. A trial that fails is in the report.
+    """
+    axes, fixed = split_axes(overrides)
+    base = load_config(config, fixed)
+    trials = make_trials(base, config, axes, fixed)
+    base.run_dir.mkdir(parents=True, exist_ok=True)
+    with start_tracker(base, "sweep") as tracker, cluster_for(base) as num_parallel:
+        trials = [with_parent(trial, tracker) for trial in trials]
+        if not touches_sft(axes) and not base.sft.adapter:
+            trials = share_sft(base, trials, tracker)
+        todo = [trial for trial in trials if not all(is_done(trial.config, stage) for stage in STAGES)]
+        log.info(
+            "%d trials: %d done before, %d to run, %d at a time",
+            *(len(trials), len(trials) - len(todo), len(todo), num_parallel),
+        )
+        failed: dict[str, str] = {}
+        for outcome in run_trials(todo, num_parallel):
+            verdict = f"failed: {outcome.error}" if outcome.error else "done"
+            log.info("trial %s %s (%.0f s)", outcome.trial.name, verdict, outcome.seconds)
+            if outcome.error:
+                failed[outcome.trial.name] = outcome.error
+        record_trials(base.run_dir, axes, trials, failed)
+        report = build_sweep_report(base.run_dir)
+        tracker.log_directory(base.run_dir / "figures", "figures")
+        for name in ("report.html", "report.md", "sweep.json"):
+            tracker.log_file(base.run_dir / name)
+    return report
+
+
+def record_trials(directory: Path, axes: dict[str, list[Any]], trials: Sequence[Trial], failed: dict[str, str]) -> None:
+    """Write `sweep.json`: these axes and trials beside those of earlier calls."""
+    record: dict[str, Any] = (
+        read_sweep(directory) if (directory / "sweep.json").is_file() else {"axes": {}, "trials": {}}
+    )
+    for key, values in axes.items():
+        known = record["axes"].setdefault(key, [])
+        known += [value for value in values if value not in known]
+    record["trials"] |= {t.name: {"values": t.values, "error": failed.get(t.name)} for t in trials}
+    write_text(directory / "sweep.json", json.dumps(record, indent=2))
+
+
+def make_trials(base: RunConfig, config: str, axes: dict[str, list[Any]], fixed: Sequence[str]) -> list[Trial]:
+    """The product of the axes, each with its whole configuration.
+
+    Raises ConfigError with the problems of all of them, and when there is no axis.
+    """
+    if not axes:
+        raise ConfigError(["a sweep needs at least one setting with a list of values, such as rl.kl_beta=[1e-3,1e-4]"])
+    trials, problems = [], []
+    for combination in itertools.product(*axes.values()):
+        values = dict(zip(axes, combination, strict=True))
+        name = trial_name(values)
+        place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", f"tracking.uri={tracking_uri(base)}"]
+        settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        try:
+            trials.append(Trial(name=name, values=values, config=load_config(config, [*fixed, *settings, *place])))
+        except ConfigError as error:
+            problems += [f"trial {name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return trials
+
+
+def trial_name(values: dict[str, Any]) -> str:
+    """`{"rl.kl_beta": 0.001, "budget.buckets_tokens": [60, 90]}` → `kl_beta-0.001_buckets_tokens-60-90`.
+
+    Keys that end alike keep their section: `rl.num_steps` and `sft.num_steps`.
+    """
+    ends = [key.rpartition(".")[2] for key in values]
+    parts = []
+    for key, value in values.items():
+        short = key.rpartition(".")[2]
+        text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(f"{short if ends.count(short) == 1 else key}-{text}")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
+
+
+def touches_sft(axes: dict[str, list[Any]]) -> bool:
+    return any(key.startswith(SFT_SETTINGS) for key in axes)
+
+
+def with_parent(trial: Trial, tracker: Tracker) -> Trial:
+    """Nested under the sweep's MLflow run."""
+    tracking = replace(trial.config.tracking, parent_run_id=tracker.run_id)
+    return replace(trial, config=replace(trial.config, tracking=tracking))
+
+
+def share_sft(base: RunConfig, trials: Sequence[Trial], tracker: Tracker) -> list[Trial]:
+    """Train the SFT adapter once, unless it is there, and let every trial begin from it."""
+    if not is_done(base, "sft"):
+        nested = replace(base, tracking=replace(base.tracking, parent_run_id=tracker.run_id))
+        log.info("SFT, shared by all trials: log in %s", base.run_dir / LOG_FILE)
+        (outcome,) = run_trials([Trial(name="sft", values={}, config=nested)], 1, command="sft")
+        if outcome.error:
+            raise RuntimeError(f"the SFT stage that trials share failed: {outcome.error}")
+    adapter = checkpoint.list_checkpoints(base.run_dir / "sft")[-1].resolve()
+    return [
+        replace(trial, config=replace(trial.config, sft=replace(trial.config.sft, adapter=str(adapter))))
+        for trial in trials
+    ]
+
+
+def run_trials(trials: Sequence[Trial], num_parallel: int, command: str = "run") -> Iterator[Outcome]:
+    """Each trial as a process, at most so many at once; yields as they end. Ctrl-C lets them save and stop."""
+    waiting = list(trials)
+    running: dict[subprocess.Popen[bytes], tuple[Trial, float]] = {}
+    stopped_by_term = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopped_by_term
+        stopped_by_term = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_parallel:
+                trial = waiting.pop(0)
+                running[start_trial(trial, command)] = trial, time.monotonic()
+                log.info("trial %s begins: log in %s", trial.name, trial.config.run_dir / LOG_FILE)
+            time.sleep(POLL_S)
+            for process in [process for process in running if process.poll() is not None]:
+                trial, started_s = running.pop(process)
+                error = last_line(trial.config.run_dir / LOG_FILE) if process.returncode else None
+                yield Outcome(trial=trial, seconds=time.monotonic() - started_s, error=error)
+    finally:
+        # A terminal's Ctrl-C reaches the trials as well, `ray job stop` only this process. Either way they get the
+        # time to write a checkpoint.
+        for process in running:
+            if stopped_by_term:
+                process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def start_trial(trial: Trial, command: str) -> subprocess.Popen[bytes]:
+    """`terse run` on the trial's own configuration file, output to its log."""
+    directory = trial.config.run_dir
+    directory.mkdir(parents=True, exist_ok=True)
+    path = write_text(directory / "trial.yaml", dump_config(trial.config))
+    with (directory / LOG_FILE).open("ab") as log_file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", command, "--config", str(path)],
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it ended without a word"
+
+
+@contextmanager
+def cluster_for(config: RunConfig) -> Iterator[int]:
+    """A Ray cluster that all trials join; how many of them it holds at once (at least one: it will say what lacks)."""
+    connect(config)
+    before = os.environ.get("RAY_ADDRESS")
+    try:
+        totals = ray.cluster_resources()
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        yield max(1, num_that_fit(config, totals))
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+        ray.shutdown()
+
+
+def num_that_fit(config: RunConfig, totals: dict[str, float]) -> int:
+    """Runs that the cluster's CPUs and GPUs hold side by side. 2 cores, 1.1 a run → 1."""
+    needs = {"CPU": config.num_cpus, "GPU": config.num_gpus}
+    return int(min(totals.get(name, 0.0) / need for name, need in needs.items() if need))
