@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow bench bench-budget lint clean
+.PHONY: help env quickstart test test-slow test-faults bench bench-budget lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test: $(STAMP) ## all tests but the slow ones
 
 test-slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
+
+test-faults: $(STAMP) ## kill parts of real runs and see that they go on
+	@$(BIN)/python -m pytest -q -m faults -s
 
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done

@@ -50,6 +50,10 @@ class Generated:
     """Prompt tokens found in the prefix cache; of the request's siblings, by the one that ended last"""
 
 
+class EngineLost(RuntimeError):
+    """vLLM's own processes are gone: nothing but a new engine helps."""
+
+
 class Engine:
     """Wraps vLLM's AsyncLLM. Create it inside a running event loop."""
 
@@ -73,7 +77,9 @@ class Engine:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError
 
+        self._dead_error = EngineDeadError
         self._sampling_params, self._lora_request = SamplingParams, LoRARequest
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._stop_token_ids = list(stop_token_ids)
@@ -141,6 +147,11 @@ class Engine:
             self._is_masking_proved = True
         return ref
 
+    @property
+    def loaded(self) -> tuple[AdapterRef, ...]:
+        """Every adapter that requests can name, in the order of loading."""
+        return tuple(ref for ref, _ in self._loaded.values())
+
     def adapter(self, version: int) -> AdapterRef:
         """The loaded adapter of that version; RuntimeError when it is not loaded."""
         if version not in self._loaded:
@@ -182,6 +193,8 @@ class Engine:
         try:
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora_request):
                 final = output
+        except self._dead_error as error:
+            raise EngineLost(f"vLLM's engine is dead: {error}") from error
         finally:
             if version is not None:
                 self._num_running[version] -= 1
@@ -189,6 +202,13 @@ class Engine:
             raise RuntimeError(f"expected {n} completions, got {0 if final is None else len(final.outputs)}")
         num_cached = final.num_cached_tokens or 0
         return [_to_generated(output, num_cached) for output in sorted(final.outputs, key=lambda output: output.index)]
+
+    async def ping(self) -> None:
+        """Return when the engine's own loop has answered, between two of its steps. Raises `EngineLost`."""
+        try:
+            await self._llm.is_sleeping()
+        except self._dead_error as error:
+            raise EngineLost(f"vLLM's engine is dead: {error}") from error
 
     async def _prove_masking(self, version: int) -> None:
         """Every worker has the plugin, and a reasoning request takes over the blocks of a base request."""

@@ -10,12 +10,16 @@ import ray
 from actors.types import AdapterRef, StageSpec, TrainBatch, UpdateResult
 
 
+class LearnerLost(RuntimeError):
+    """A rank is gone or silent: only new ranks and the last checkpoint help."""
+
+
 class LearnerGroup:
     """Drives the ranks, Ray actors of `actors.learner.LearnerRank`, in step.
 
     A call returns when every rank has answered. The first exception of a rank is raised at once, with its
     type, its cause and a note that names the rank; the other ranks may then wait in a collective for good, so
-    the group is of no more use. RuntimeError when a rank has not answered by the timeout.
+    the group is of no more use. `LearnerLost` when a rank is dead, or has not answered by the timeout.
     """
 
     def __init__(self, ranks: list[Any], *, start_timeout_s: float, call_timeout_s: float) -> None:
@@ -81,12 +85,14 @@ class LearnerGroup:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, deadline_s - time.monotonic()))
             if not ready:
                 late = ", ".join(map(str, pending.values()))
-                raise RuntimeError(
+                raise LearnerLost(
                     f"learner {method}: expected an answer within {timeout_s:.0f} s, rank {late} gave none"
                 )
             rank = pending.pop(ready[0])
             try:
                 results[rank] = ray.get(ready[0])
+            except ray.exceptions.RayActorError as error:
+                raise LearnerLost(f"learner rank {rank} was lost in {method}: {error}") from error
             except Exception as error:
                 error.add_note(f"in {method} of learner rank {rank}")
                 raise

@@ -25,6 +25,9 @@ class RewardActor:
         """Process id of a scoring process that is ready."""
         return self._scorer.ensure_ready()
 
+    def heartbeat(self) -> None:
+        """Answers whatever the scoring process does."""
+
     def score_group(
         self,
         task: Task,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import adapters
 from actors.engine import Engine, Generated, Sampling
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import AdapterRef, Completion, HardCap, Prompt
@@ -34,6 +35,7 @@ class RolloutActor:
         self._counts_thinking = counts_thinking
         self._model_path, self._model, self._engine_config = model_path, model, engine
         self._num_adapters, self._seed = num_adapters, seed
+        self._engine: Any = None
 
     async def start(self) -> None:
         """Load tokenizer and engine (tens of seconds). Separate from the constructor: vLLM needs the event loop."""
@@ -46,6 +48,22 @@ class RolloutActor:
             num_adapters=self._num_adapters,
             seed=self._seed,
         )
+
+    async def bring_up(self, versions: tuple[int, ...], *packed: bytes) -> tuple[AdapterRef, ...]:
+        """Start unless that was done before, and load those of these adapters that are not there, oldest first.
+
+        Answers with what the engine holds now.
+        """
+        if self._engine is None:
+            await self.start()
+        for version, one in zip(versions, packed, strict=True):
+            if adapters.make_ref(one, version) not in self._engine.loaded:
+                await self._engine.load_adapter(one, version)
+        return self._engine.loaded
+
+    async def ping(self) -> None:
+        """Return when the engine has shown that it is alive; it may be busy."""
+        await self._engine.ping()
 
     async def load_adapter(self, packed: bytes, version: int) -> AdapterRef:
         """Load one version beside the others; answers with what the engine holds now."""
@@ -79,6 +97,11 @@ class RolloutActor:
                 ]
             )
         )
+
+    async def generate_group(self, *request: Any) -> tuple[tuple[Completion, ...], int]:
+        """What `generate` returns, and how many: who waits for the number need not fetch the completions."""
+        completions = await self.generate(*request)
+        return completions, len(completions)
 
     async def _force_answer(
         self, prompt: Prompt, draft: Completion, sampling: Sampling, version: int, cap: HardCap

@@ -294,6 +294,12 @@ class ClusterSection:
     """Engines and learner ranks share GPUs, half of Ray's books each; lower `engine.gpu_memory_frac` to match."""
     start_timeout_s: float = 600.0
     """Give up when the placement cannot be had, or an actor has not started, by then."""
+    heartbeat_timeout_s: float = 60.0
+    """An actor that has work and gives no sign of life for so long is replaced."""
+    max_actor_losses: int = 100
+    """Engines, and reward actors, that are replaced in one run; one more ends it."""
+    max_learner_restarts: int = 3
+    """Times that lost learner ranks are started again from the stage's last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,18 @@
 """The Ray side of a run: connect, reserve, start every actor or say why not.
 
 One placement group per role: learner ranks packed on as few nodes as hold them, engines spread. Actors of all
-roles start at the same time; `learner`, `rollout_actors` and `reward_actors` wait for theirs, so SFT can begin
-while engines still load. A CPU-only cluster is the same code with no GPUs in the bundles.
+roles start at the same time; `learner` and `make_dispatcher` wait for theirs, so SFT can begin while engines still
+load. Lost engines and reward actors are replaced (`actor_pool`); a lost learner rank takes the others with it
+(`restart_learner`). A CPU-only cluster is the same code with no GPUs in the bundles.
 """
 
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -25,7 +27,8 @@ from actors.types import AdapterRef
 from configs.checks import cluster_problems
 from configs.load import ConfigError
 from configs.schema import RunConfig
-from orchestrator.dispatcher import Dispatcher
+from orchestrator.actor_pool import ActorPool, root_cause
+from orchestrator.dispatcher import Dispatcher, is_lost_actor
 
 log = logging.getLogger(__name__)
 
@@ -33,55 +36,107 @@ REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
 LOAD_ADAPTER_TIMEOUT_S = 120.0
 
+OnEvent = Callable[[str, dict[str, Any]], None]
+"""Kind and fields of something that an operator wants to know."""
+
 
 class Cluster:
     """Every actor of a run. Made by `start_cluster`."""
 
-    def __init__(self, config: RunConfig, model_path: str):
-        self._config, self._model_path = config, model_path
+    def __init__(self, config: RunConfig, model_path: str, on_event: OnEvent):
+        self._config, self._model_path, self._on_event = config, model_path, on_event
         self._started_s = time.monotonic()
         self._groups = {role: placement_group(bundles, strategy) for role, bundles, strategy in placements(config)}
         for role, group in self._groups.items():
             self._await_placement(role, group)
+        self._published: dict[int, tuple[AdapterRef, Any]] = {}
+        self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._rank_actors = self._make_ranks()
-        self._rollout_actors = self._make_engines()
-        self._reward_actors = self._make_reward_actors()
-        self._engine_starts = [actor.start.remote() for actor in self._rollout_actors]
+        self._learner: LearnerGroup | None = None
+        self.engines = self._make_pool(
+            "rollout actor",
+            config.rollout.num_actors,
+            self._make_engine,
+            start=lambda actor: actor.bring_up.remote(
+                tuple(self._published), *[p for _, p in self._published.values()]
+            ),
+            is_current=lambda loaded: {ref for ref, _ in self._published.values()} <= set(loaded),
+        )
+        self.scorers = self._make_pool(
+            "reward actor",
+            config.reward.num_actors,
+            self._make_scorer,
+            start=lambda actor: actor.ping.remote(),
+            # In a thread of its own, so it is answered while a group is being scored.
+            ping=lambda actor: actor.heartbeat.options(concurrency_group="heartbeat").remote(),
+        )
 
-    @cached_property
+    @property
     def learner(self) -> LearnerGroup:
         """The learner, once its ranks have found each other."""
-        timeout_s = self._config.cluster.start_timeout_s
-        group = LearnerGroup(
-            self._rank_actors,
-            start_timeout_s=timeout_s,
-            call_timeout_s=self._config.rollout.generate_timeout_s,
-        )
-        group.connect()
-        return group
+        if self._learner is None:
+            self._learner = LearnerGroup(
+                self._rank_actors,
+                start_timeout_s=self._config.cluster.start_timeout_s,
+                call_timeout_s=self._config.rollout.generate_timeout_s,
+            )
+            self._learner.connect()
+        return self._learner
 
-    @cached_property
+    def restart_learner(self, cause: str) -> None:
+        """New ranks in place of the old, with nothing loaded; everything in flight is given up."""
+        self._on_event("learner_lost", {"cause": cause})
+        for dispatcher in self._dispatchers:
+            dispatcher.cancel()
+        for actor in self._rank_actors:
+            ray.kill(actor)
+        self._published.clear()
+        self._rank_actors, self._learner = self._make_ranks(), None
+
+    @property
     def rollout_actors(self) -> Sequence[Any]:
-        """Handles of the engines, once they serve."""
-        self._get("rollout actor", self._engine_starts)
-        return self._rollout_actors
-
-    @cached_property
-    def reward_actors(self) -> Sequence[Any]:
-        self._get("reward actor", [actor.ping.remote() for actor in self._reward_actors])
-        return self._reward_actors
+        """Handles of the engines, once all of them serve."""
+        self.engines.wait_for(len(self.engines))
+        return self.engines.handles
 
     def make_dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.rollout_actors, self.reward_actors, self._config.rollout.generate_timeout_s)
+        self.engines.wait_for(1)
+        self.scorers.wait_for(1)
+        dispatcher = Dispatcher(
+            self.engines,
+            self.scorers,
+            self._config.rollout.generate_timeout_s,
+            on_redispatch=lambda again: self._on_event("redispatch", asdict(again)),
+        )
+        self._dispatchers.add(dispatcher)
+        return dispatcher
 
     def load_adapter(self, expected: AdapterRef, packed: Any) -> None:
-        """Load an adapter into every engine; returns when each has answered with this version and hash.
+        """Load an adapter, given as bytes or their object-store reference, into every engine.
 
-        `packed`: the adapter's bytes, or an object-store reference to them. Raises RuntimeError when an engine
-        answers with something else.
+        Returns once each that serves says that it holds it; one that is being started holds it before it serves.
+        Raises RuntimeError when an engine answers with another version or hash.
         """
-        calls = [actor.load_adapter.remote(packed, expected.version) for actor in self.rollout_actors]
-        for index, got in enumerate(ray.get(calls, timeout=LOAD_ADAPTER_TIMEOUT_S)):
+        reference = ray.put(packed) if isinstance(packed, bytes) else packed
+        self._published.pop(expected.version, None)
+        self._published[expected.version] = expected, reference
+        while len(self._published) > self._num_adapters:
+            del self._published[next(iter(self._published))]
+        self.engines.poll()
+        actors = {index: self.engines.handle(index) for index in self.engines.serving}
+        calls = {index: actor.load_adapter.remote(reference, expected.version) for index, actor in actors.items()}
+        deadline_s = time.monotonic() + LOAD_ADAPTER_TIMEOUT_S
+        for index, call in calls.items():
+            try:
+                got = ray.get(call, timeout=max(0.0, deadline_s - time.monotonic()))
+            except ray.exceptions.GetTimeoutError:
+                self.engines.lost(actors[index], f"no adapter loaded within {LOAD_ADAPTER_TIMEOUT_S:.0f} s")
+                continue
+            except ray.exceptions.RayError as error:
+                if not is_lost_actor(error):
+                    raise
+                self.engines.lost(actors[index], root_cause(error))
+                continue
             if got != expected:
                 raise RuntimeError(
                     f"engine {index}: expected adapter version {expected.version} ({expected.sha256[:12]}) after "
@@ -90,11 +145,25 @@ class Cluster:
 
     def close(self) -> None:
         """Stop engines first (they own processes of their own), then everything."""
-        ray.wait([actor.shutdown.remote() for actor in self._rollout_actors], timeout=10, num_returns=1)
-        for actor in [*self._rank_actors, *self._rollout_actors, *self._reward_actors]:
+        engines = self.engines.handles
+        ray.wait([actor.shutdown.remote() for actor in engines], timeout=10, num_returns=len(engines))
+        for actor in [*self._rank_actors, *engines, *self.scorers.handles]:
             ray.kill(actor)
         for group in self._groups.values():
             remove_placement_group(group)
+
+    def _make_pool(self, role: str, size: int, make: Callable[[int], Any], **how: Any) -> ActorPool:
+        config = self._config.cluster
+        return ActorPool(
+            role,
+            size,
+            make,
+            start_timeout_s=config.start_timeout_s,
+            max_losses=config.max_actor_losses,
+            heartbeat_timeout_s=config.heartbeat_timeout_s,
+            on_loss=lambda loss: self._on_event("actor_lost", asdict(loss)),
+            **how,
+        )
 
     def _make_ranks(self) -> list[Any]:
         config = self._config.learner
@@ -112,37 +181,35 @@ class Cluster:
             for index in range(config.num_ranks)
         ]
 
-    def _make_engines(self) -> list[Any]:
+    @property
+    def _num_adapters(self) -> int:
+        return self._config.rl.max_staleness + 2
+
+    def _make_engine(self, index: int) -> Any:
         config = self._config.engine
         options = {
             "num_cpus": config.num_cpus,
             "num_gpus": _gpu_share(self._config, config.num_gpus),
             "max_concurrency": 4096,
         }
-        return [
-            self._actor(RolloutActor, "rollout", index, options, config.num_threads).remote(
-                model_path=self._model_path,
-                model=self._config.model,
-                engine=config,
-                num_adapters=self._config.rl.max_staleness + 2,
-                seed=self._config.run.seed + index,
-                counts_thinking=self._config.reward.span == "thinking",
-            )
-            for index in range(self._config.rollout.num_actors)
-        ]
+        return self._actor(RolloutActor, "rollout", index, options, config.num_threads).remote(
+            model_path=self._model_path,
+            model=self._config.model,
+            engine=config,
+            num_adapters=self._num_adapters,
+            seed=self._config.run.seed + index,
+            counts_thinking=self._config.reward.span == "thinking",
+        )
 
-    def _make_reward_actors(self) -> list[Any]:
-        options = {"num_cpus": REWARD_ACTOR_CPUS}
-        return [
-            self._actor(RewardActor, "reward", index, options, num_threads=1).remote(self._config.reward)
-            for index in range(self._config.reward.num_actors)
-        ]
+    def _make_scorer(self, index: int) -> Any:
+        options = {"num_cpus": REWARD_ACTOR_CPUS, "concurrency_groups": {"heartbeat": 1}}
+        return self._actor(RewardActor, "reward", index, options, num_threads=1).remote(self._config.reward)
 
     def _actor(self, cls: type, role: str, index: int, options: dict[str, Any], num_threads: int) -> Any:
         strategy = PlacementGroupSchedulingStrategy(self._groups[role], placement_group_bundle_index=index)
         # Ray would set one thread per actor; the arithmetic wants what the config says.
         runtime_env = {"env_vars": {"OMP_NUM_THREADS": str(num_threads), "HF_HUB_DISABLE_TELEMETRY": "1"}}
-        return ray.remote(cls).options(scheduling_strategy=strategy, runtime_env=runtime_env, **options)
+        return ray.remote(scheduling_strategy=strategy, runtime_env=runtime_env, **options)(cls)
 
     def _await_placement(self, role: str, group: PlacementGroup) -> None:
         timeout_s = self._config.cluster.start_timeout_s
@@ -159,28 +226,14 @@ class Cluster:
                 last_report = time.monotonic()
                 log.info("waiting for placement, %.0f s: %s", waited, text)
 
-    def _get(self, role: str, references: Any) -> Any:
-        """`ray.get` for a start-up call: says every 30 s that it waits, and for what."""
-        pending = references if isinstance(references, list) else [references]
-        timeout_s = self._config.cluster.start_timeout_s
-        last_report = started = time.monotonic()
-        while pending:
-            ready, pending = ray.wait(pending, timeout=1.0)
-            ray.get(ready)
-            now = time.monotonic()
-            if now - started > timeout_s:
-                raise RuntimeError(
-                    f"{role}: {len(pending)} not ready after {timeout_s:.0f} s (cluster.start_timeout_s)"
-                )
-            if pending and now - last_report > REPORT_WAITING_S:
-                last_report = now
-                log.info("waiting for %d %s(s) to start, %.0f s", len(pending), role, now - started)
-        return ray.get(references)
-
 
 @contextmanager
-def start_cluster(config: RunConfig, model_path: str) -> Iterator[Cluster]:
+def start_cluster(
+    config: RunConfig, model_path: str, on_event: OnEvent = lambda kind, fields: None
+) -> Iterator[Cluster]:
     """Connect to Ray, check that the cluster is large enough, start all actors; stop them on the way out.
+
+    `on_event` is told of every actor that is lost and every call that is made again.
 
     Raises ConfigError before any actor starts when the cluster can never hold the placement.
     """
@@ -193,7 +246,7 @@ def start_cluster(config: RunConfig, model_path: str) -> Iterator[Cluster]:
         problems = cluster_problems(config, num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))
         if problems:
             raise ConfigError(problems)
-        cluster = Cluster(config, model_path)
+        cluster = Cluster(config, model_path, on_event)
         yield cluster
     finally:
         if cluster is not None:

@@ -1,5 +1,6 @@
 """The stages in order, each skipped when its output is already there: sft, rl, evaluate, report."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 import ray
 
 from actors import adapters
+from actors.learner_group import LearnerLost
 from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
@@ -72,8 +74,23 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None
             tokenizer = load_tokenizer(model_path, config.model)
         for name in names:
             with start_tracker(config, name, parent_run_id=parent.run_id) as tracker, timed(config.run_dir, name):
-                stage = Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
-                RUN_STAGE[name](stage)
+                run_stage(Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer))
+
+
+def run_stage(stage: Stage) -> None:
+    """One stage; when the learner is lost, from the last checkpoint again with a new one."""
+    max_restarts = stage.config.cluster.max_learner_restarts
+    for num_restarts in itertools.count():
+        try:
+            RUN_STAGE[stage.name](stage)
+            return
+        except LearnerLost as error:
+            if num_restarts >= max_restarts:
+                raise RuntimeError(
+                    f"the learner was lost {num_restarts + 1} times (cluster.max_learner_restarts={max_restarts}): {error}"
+                ) from error
+            log.warning("%s; starting the learner again, from the last checkpoint", error)
+            stage.cluster.restart_learner(str(error))
 
 
 def run_sft(stage: Stage) -> None:

