@@ -45,12 +45,9 @@ test-faults: $(STAMP) ## kill parts of real runs and see that they go on
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
-# Budgets that the SFT policy just reaches, and half of which is enough for the bare steps.
-BENCH_BUDGET := run.name=bench_budget rl.num_steps=60 'budget.buckets_tokens=[20,32]' budget.per_difficulty_tokens=18
-
 bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two cores; its time is in RESULTS.md
-	@$(BIN)/terse sweep --config quickstart $(BENCH_BUDGET) 'rl.kl_beta=[1e-2,1e-3,1e-4]'
-	@$(BIN)/terse sweep --config quickstart $(BENCH_BUDGET) rl.kl_beta=1e-3 reward.lcpo.alpha=0.014 \
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget 'rl.kl_beta=[1e-2,1e-3,1e-4]'
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.kl_beta=1e-3 reward.lcpo.alpha=0.014 \
 	  'reward.length=[lcpo_max,arora_zanette,dler,laser]'
 
 lint: $(STAMP) ## ruff and mypy

@@ -82,20 +82,19 @@ class SmallRun:
 
     def find(self, actor: str) -> list[psutil.Process]:
         """Processes of this run that are such an actor."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if process.cmdline() and process.cmdline()[0].startswith(ACTORS[actor]):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        return found
+        return [process for process in self.processes() if _title(process).startswith(ACTORS[actor])]
 
-    def kill(self, actor: str, signum: int = signal.SIGKILL) -> float:
-        """Signal one process of that kind; when that was."""
+    def processes(self) -> list[psutil.Process]:
+        if self.process.poll() is not None:
+            return []
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self, actor: str, signum: int = signal.SIGKILL) -> tuple[float, list[psutil.Process]]:
+        """Signal one process of that kind; when that was, and it and all that it had started."""
         (process, *_) = self.find(actor)
+        family = [process, *process.children(recursive=True)]
         process.send_signal(signum)
-        return time.monotonic()
+        return time.monotonic(), family
 
     def finish(self, timeout_s: float = 400) -> int:
         status = self.process.wait(timeout_s)
@@ -114,3 +113,14 @@ class SmallRun:
         """RL steps in `metrics.jsonl`, in order."""
         lines = map(json.loads, (self.dir / "metrics.jsonl").read_text().splitlines())
         return [line["step"] for line in lines if line["stage"] == "rl"]
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline()[:1])
+    except psutil.NoSuchProcess:
+        return ""

@@ -1,0 +1,26 @@
+"""vLLM plugin: the engine's processes end with the actor that started them.
+
+vLLM's workers watch the engine process, but the engine process does not watch its parent: after SIGKILL of the actor,
+or when the kernel takes it for its memory, it would live on and keep the GPU from the engine that is made instead.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from functools import cache
+from multiprocessing.process import BaseProcess
+
+
+@cache
+def register() -> None:
+    """In a process that another has started by multiprocessing: watch that one. Elsewhere, nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="watch-parent", daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    # Everything that could be told to stop in an orderly way is gone.
+    os.kill(os.getpid(), signal.SIGKILL)
