@@ -3,6 +3,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from actors import orphans
 
 
@@ -17,14 +19,17 @@ def start_an_engine(pipe):
     time.sleep(60)
 
 
-def test_a_process_ends_when_the_one_that_started_it_is_killed():
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_process_ends_when_the_one_that_started_it_is_killed(hangs):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     parent = context.Process(target=start_an_engine, args=(theirs,))
     parent.start()
     theirs.close()
     assert ours.poll(60)
-    ours.recv()
+    child = ours.recv()
+    if hangs:
+        os.kill(child, signal.SIGSTOP)
     os.kill(parent.pid, signal.SIGKILL)
     parent.join()
     # The child held the last other end: its death is the end of the file.
