@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from configs.heads_schema import HeadsSection, ScalingSection
 from configs.reward_schema import RewardSection
 
 EMBEDDED_MODEL = "embedded"
@@ -111,6 +112,10 @@ class DataSection:
     train: TaskSource = field(default_factory=TaskSource)
     evaluation: TaskSource = field(default_factory=lambda: TaskSource(held_out=True))
     sft: SftSource = field(default_factory=SftSource)
+    easy: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(1,)))
+    """For `heads.switcher_labels=sources`: prompts that base mode answers."""
+    hard: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(2, 3, 4)))
+    """For the same: prompts that want reasoning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +327,9 @@ class RunConfig:
     rollout: RolloutSection = field(default_factory=RolloutSection)
     engine: EngineSection = field(default_factory=EngineSection)
     learner: LearnerSection = field(default_factory=LearnerSection)
+    heads: HeadsSection = field(default_factory=HeadsSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    scaling: ScalingSection = field(default_factory=ScalingSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
@@ -347,8 +354,11 @@ class RunConfig:
     def max_prompt_tokens(self) -> int:
         """What is left of the model's length by the longest completion."""
         longest = max(self.rollout.max_completion_tokens, self.evaluation.max_completion_tokens)
-        if caps := [cap for cap in (self.rollout.cap_tokens, *self.evaluation.caps_tokens) if cap]:
+        caps = (self.rollout.cap_tokens, *self.evaluation.caps_tokens, *self.scaling.caps_tokens)
+        if caps := tuple(cap for cap in caps if cap):
             # A text has no more tokens than bytes.
             forced = len(self.budget.forced_answer_text.encode()) + self.budget.answer_tokens
             longest = max(longest, max(caps) + forced)
+        if self.heads.num_tasks:
+            longest += len(self.heads.verification_prompt.encode())
         return self.model.max_length_tokens - longest
