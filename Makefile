@@ -44,9 +44,9 @@ bench: $(STAMP) ## benchmarks that need nothing but this environment
 
 bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two cores; its time is in RESULTS.md
 	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.num_steps=60 'evaluation.caps_tokens=[25,50,75,100]' \
-	  'rl.kl_beta=[1e-2,1e-3,1e-4]'
+	  heads.num_tasks=0 scaling.num_tasks=0 'rl.kl_beta=[1e-2,1e-3,1e-4]'
 	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.num_steps=60 'evaluation.caps_tokens=[25,50,75,100]' \
-	  rl.kl_beta=1e-3 'reward.length=[lcpo_max,arora_zanette,dler,laser]'
+	  heads.num_tasks=0 scaling.num_tasks=0 rl.kl_beta=1e-3 'reward.length=[lcpo_max,arora_zanette,dler,laser]'
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

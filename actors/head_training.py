@@ -74,9 +74,7 @@ def fit_verifier(
     mean, scale = _standardisation(features[~is_validation])
     linear = nn.Linear(features.shape[1], 1)
     fit = _train(linear, (features - mean) / scale, labels, is_validation, config)
-    return Verifier(
-        feature_mean=mean, feature_scale=scale, weight=_array(linear.weight), bias=_array(linear.bias)
-    ), fit
+    return Verifier(feature_mean=mean, feature_scale=scale, weight=_array(linear.weight), bias=_array(linear.bias)), fit
 
 
 class _Noise(nn.Module):
@@ -121,9 +119,7 @@ def _train(
             best_loss, best_epoch, best_state = validation_losses[-1], epoch, copy.deepcopy(module.state_dict())
     module.load_state_dict(best_state)
     module.eval()
-    return Fit(
-        best_epoch=best_epoch, train_losses=tuple(train_losses), validation_losses=tuple(validation_losses)
-    )
+    return Fit(best_epoch=best_epoch, train_losses=tuple(train_losses), validation_losses=tuple(validation_losses))
 
 
 def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

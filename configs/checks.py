@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     "learner.max_grad_norm": POSITIVE,
     "learner.beta1": BELOW_ONE,
     "learner.beta2": BELOW_ONE,
+    "evaluation.num_actors": NOT_NEGATIVE,
     "evaluation.num_tasks": COUNT,
     "evaluation.samples_per_task": COUNT,
     "evaluation.temperature": NOT_NEGATIVE,
@@ -156,7 +157,7 @@ def cluster_problems(config: RunConfig, num_cpus: float, num_gpus: float) -> lis
         if asked > has + 1e-9:
             unit = "num_gpus" if what == "GPUs" else "num_cpus"
             found.append(
-                f"rollout.num_actors x engine.{unit} + learner.num_ranks x learner.{unit}_per_rank: "
+                f"(rollout.num_actors + evaluation.num_actors) x engine.{unit} + learner.num_ranks x learner.{unit}_per_rank: "
                 f"asks for {asked:g} {what}, the cluster has {has:g}"
             )
     return found

@@ -8,7 +8,10 @@ from configs.schema import RunConfig
 HEADS_RULES: dict[str, Rule] = {
     "data.easy.num_tasks": NOT_NEGATIVE,
     "data.hard.num_tasks": NOT_NEGATIVE,
-    "heads.num_tasks": ("0, or at least 2 (one to train on and one to validate)", lambda value: value == 0 or value > 1),
+    "heads.num_tasks": (
+        "0, or at least 2 (one to train on and one to validate)",
+        lambda value: value == 0 or value > 1,
+    ),
     "heads.samples_per_task": COUNT,
     "heads.temperature": NOT_NEGATIVE,
     "heads.validation_frac": ("above 0 and below 1", lambda value: 0 < value < 1),
@@ -47,7 +50,9 @@ def heads_problems(config: RunConfig) -> Iterator[str]:
     limit_tokens = config.evaluation.max_completion_tokens
     for cap in scaling.caps_tokens:
         if cap >= limit_tokens:
-            yield expected("scaling.caps_tokens", f"less than the {limit_tokens} tokens that a completion may have", cap)
+            yield expected(
+                "scaling.caps_tokens", f"less than the {limit_tokens} tokens that a completion may have", cap
+            )
     same = [getattr(config.data.easy, name) for name in ("source", "subset", "split", "difficulties")] == [
         getattr(config.data.hard, name) for name in ("source", "subset", "split", "difficulties")
     ]

@@ -280,6 +280,8 @@ class LearnerSection:
 class EvaluationSection:
     """Accuracy and length on held-out tasks."""
 
+    num_actors: int = 0
+    """Engines of their own for heads, evaluation and scaling; 0 uses the rollout engines."""
     num_tasks: int = 256
     samples_per_task: int = 1
     temperature: float = 0.6
@@ -340,14 +342,14 @@ class RunConfig:
     @property
     def num_gpus(self) -> float:
         """GPUs that the placement asks for; a colocated engine or rank takes half of one."""
-        engines = self.rollout.num_actors * self.engine.num_gpus
+        engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_gpus
         total = engines + self.learner.num_ranks * self.learner.num_gpus_per_rank
         return total * (0.5 if self.cluster.colocated else 1.0)
 
     @property
     def num_cpus(self) -> float:
         """CPU cores that the placement asks for; reward actors take a tenth of a core each in Ray's books."""
-        engines = self.rollout.num_actors * self.engine.num_cpus
+        engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_cpus
         return engines + self.learner.num_ranks * self.learner.num_cpus_per_rank + 0.1 * self.reward.num_actors
 
     @property

@@ -17,15 +17,16 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.inference import InferenceActor
 from actors.learner import LearnerRank
 from actors.learner_group import LearnerGroup
 from actors.reward import RewardActor
-from actors.rollout import RolloutActor
 from actors.types import AdapterRef
 from configs.checks import cluster_problems
 from configs.load import ConfigError
 from configs.schema import RunConfig
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.inference_pool import InferencePool
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,11 @@ class Cluster:
         for role, group in self._groups.items():
             self._await_placement(role, group)
         self._rank_actors = self._make_ranks()
-        self._rollout_actors = self._make_engines()
+        self._rollout_actors = self._make_engines("rollout", config.rollout.num_actors, config.run.seed)
+        own_seed = config.run.seed + config.rollout.num_actors
+        self._own_inference_actors = self._make_engines("inference", config.evaluation.num_actors, own_seed)
         self._reward_actors = self._make_reward_actors()
-        self._engine_starts = [actor.start.remote() for actor in self._rollout_actors]
+        self._engine_starts = [actor.start.remote() for actor in self._engines]
 
     @cached_property
     def learner(self) -> LearnerGroup:
@@ -62,9 +65,14 @@ class Cluster:
 
     @cached_property
     def rollout_actors(self) -> Sequence[Any]:
-        """Handles of the engines, once they serve."""
-        self._get("rollout actor", self._engine_starts)
+        """Handles of the engines that generate for training, once all engines serve."""
+        self._get("engine", self._engine_starts)
         return self._rollout_actors
+
+    @cached_property
+    def inference_actors(self) -> Sequence[Any]:
+        """Handles of the engines that evaluate: those of their own where there are any, else the rollout engines."""
+        return self._own_inference_actors if self._own_inference_actors and self.rollout_actors else self.rollout_actors
 
     @cached_property
     def reward_actors(self) -> Sequence[Any]:
@@ -74,13 +82,21 @@ class Cluster:
     def make_dispatcher(self) -> Dispatcher:
         return Dispatcher(self.rollout_actors, self.reward_actors, self._config.rollout.generate_timeout_s)
 
+    def make_inference_pool(self) -> InferencePool:
+        return InferencePool(self.inference_actors, self.reward_actors, self._config.rollout.generate_timeout_s)
+
+    def load_heads(self, packed: bytes) -> None:
+        """Every engine that evaluates scores with these heads from now on."""
+        ray.get([actor.load_heads.remote(packed) for actor in self.inference_actors], timeout=LOAD_ADAPTER_TIMEOUT_S)
+
     def load_adapter(self, expected: AdapterRef, packed: Any) -> None:
         """Load an adapter into every engine; returns when each has answered with this version and hash.
 
         `packed`: the adapter's bytes, or an object-store reference to them. Raises RuntimeError when an engine
         answers with something else.
         """
-        calls = [actor.load_adapter.remote(packed, expected.version) for actor in self.rollout_actors]
+        engines = [*self.rollout_actors, *self._own_inference_actors]
+        calls = [actor.load_adapter.remote(packed, expected.version) for actor in engines]
         for index, got in enumerate(ray.get(calls, timeout=LOAD_ADAPTER_TIMEOUT_S)):
             if got != expected:
                 raise RuntimeError(
@@ -90,8 +106,8 @@ class Cluster:
 
     def close(self) -> None:
         """Stop engines first (they own processes of their own), then everything."""
-        ray.wait([actor.shutdown.remote() for actor in self._rollout_actors], timeout=10, num_returns=1)
-        for actor in [*self._rank_actors, *self._rollout_actors, *self._reward_actors]:
+        ray.wait([actor.shutdown.remote() for actor in self._engines], timeout=10, num_returns=1)
+        for actor in [*self._rank_actors, *self._engines, *self._reward_actors]:
             ray.kill(actor)
         for group in self._groups.values():
             remove_placement_group(group)
@@ -112,7 +128,11 @@ class Cluster:
             for index in range(config.num_ranks)
         ]
 
-    def _make_engines(self) -> list[Any]:
+    @property
+    def _engines(self) -> list[Any]:
+        return [*self._rollout_actors, *self._own_inference_actors]
+
+    def _make_engines(self, role: str, num_actors: int, first_seed: int) -> list[Any]:
         config = self._config.engine
         options = {
             "num_cpus": config.num_cpus,
@@ -120,15 +140,15 @@ class Cluster:
             "max_concurrency": 4096,
         }
         return [
-            self._actor(RolloutActor, "rollout", index, options, config.num_threads).remote(
+            self._actor(InferenceActor, role, index, options, config.num_threads).remote(
                 model_path=self._model_path,
                 model=self._config.model,
                 engine=config,
                 num_adapters=self._config.rl.max_staleness + 2,
-                seed=self._config.run.seed + index,
+                seed=first_seed + index,
                 counts_thinking=self._config.reward.span == "thinking",
             )
-            for index in range(self._config.rollout.num_actors)
+            for index in range(num_actors)
         ]
 
     def _make_reward_actors(self) -> list[Any]:
@@ -225,19 +245,18 @@ def connect(config: RunConfig) -> None:
 def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str]]:
     """Role, bundles and strategy of each placement group."""
     engine, learner = config.engine, config.learner
-    return [
+    engine_bundle = _bundle(engine.num_cpus, _gpu_share(config, engine.num_gpus))
+    groups = [
         (
             "learner",
             [_bundle(learner.num_cpus_per_rank, _gpu_share(config, learner.num_gpus_per_rank))] * learner.num_ranks,
             "PACK",
         ),
-        (
-            "rollout",
-            [_bundle(engine.num_cpus, _gpu_share(config, engine.num_gpus))] * config.rollout.num_actors,
-            "SPREAD",
-        ),
+        ("rollout", [engine_bundle] * config.rollout.num_actors, "SPREAD"),
+        ("inference", [engine_bundle] * config.evaluation.num_actors, "SPREAD"),
         ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD"),
     ]
+    return [(role, bundles, strategy) for role, bundles, strategy in groups if bundles]
 
 
 def _gpu_share(config: RunConfig, num_gpus: int) -> float:

@@ -126,14 +126,14 @@ class Dispatcher:
         try:
             rollouts = ray.get(reference)
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"group {call.request.group_id} was lost: {_root_cause(error)}") from error
+            raise RuntimeError(f"group {call.request.group_id} was lost: {root_cause(error)}") from error
         request = call.request
         return [
             (request, RolloutGroup(group_id=request.group_id, task_id=request.task.task_id, rollouts=tuple(rollouts)))
         ]
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """A remote failure in one line: the innermost exception, not the chain of calls that carried it."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause

@@ -69,7 +69,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, c):
 
 
 def test_pass_at_k_refuses_more_than_there_are():
-    with pytest.raises(ValueError, match="expected from 1 to 4 .samples., got 5"):
+    with pytest.raises(ValueError, match=r"expected from 1 to 4 \(samples\), got 5"):
         pass_at_k(4, 1, 5)
 
 
