@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow bench bench-budget lint clean
+.PHONY: help env quickstart test test-slow bench bench-budget bench-scaling lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,10 @@ bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two 
 	  heads.num_tasks=0 scaling.num_tasks=0 'rl.kl_beta=[1e-2,1e-3,1e-4]'
 	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.num_steps=60 'evaluation.caps_tokens=[25,50,75,100]' \
 	  heads.num_tasks=0 scaling.num_tasks=0 rl.kl_beta=1e-3 'reward.length=[lcpo_max,arora_zanette,dler,laser]'
+
+bench-scaling: $(STAMP) ## N completions, verifier and switcher on the built-in tasks, with the quickstart's adapter and heads
+	@test -f runs/quickstart/heads/heads.safetensors || $(BIN)/terse quickstart
+	@$(BIN)/python -m tests.benchmarks.scaling
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
