@@ -8,7 +8,7 @@ while engines still load. A CPU-only cluster is the same code with no GPUs in th
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -64,18 +64,19 @@ class Cluster:
         return group
 
     @cached_property
-    def rollout_actors(self) -> Sequence[Any]:
+    def rollout_actors(self) -> list[Any]:
         """Handles of the engines that generate for training, once all engines serve."""
         self._get("engine", self._engine_starts)
         return self._rollout_actors
 
     @cached_property
-    def inference_actors(self) -> Sequence[Any]:
+    def inference_actors(self) -> list[Any]:
         """Handles of the engines that evaluate: those of their own where there are any, else the rollout engines."""
-        return self._own_inference_actors if self._own_inference_actors and self.rollout_actors else self.rollout_actors
+        rollout_actors = self.rollout_actors
+        return self._own_inference_actors or rollout_actors
 
     @cached_property
-    def reward_actors(self) -> Sequence[Any]:
+    def reward_actors(self) -> list[Any]:
         self._get("reward actor", [actor.ping.remote() for actor in self._reward_actors])
         return self._reward_actors
 
@@ -83,6 +84,7 @@ class Cluster:
         return Dispatcher(self.rollout_actors, self.reward_actors, self._config.rollout.generate_timeout_s)
 
     def make_inference_pool(self) -> InferencePool:
+        """Over the engines that evaluate. An actor that is lost there is not asked for anything any more."""
         return InferencePool(self.inference_actors, self.reward_actors, self._config.rollout.generate_timeout_s)
 
     def load_heads(self, packed: bytes) -> None:

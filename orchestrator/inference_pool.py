@@ -65,9 +65,9 @@ class _InFlight:
 class InferencePool:
     """Requests over `inference_actors` and `reward_actors` (Ray handles), one call of `run` at a time."""
 
-    def __init__(self, inference_actors: Sequence[Any], reward_actors: Sequence[Any], timeout_s: float):
-        """`timeout_s`: with no call finished for so long, waiting raises."""
-        self._actors = {"inference": list(inference_actors), "reward": list(reward_actors)}
+    def __init__(self, inference_actors: list[Any], reward_actors: list[Any], timeout_s: float):
+        """A lost actor is taken out of its list. `timeout_s`: with no call finished for so long, waiting raises."""
+        self._actors = {"inference": inference_actors, "reward": reward_actors}
         self._load: dict[str, Counter[Any]] = {"inference": Counter(), "reward": Counter()}
         self._timeout_s = timeout_s
 

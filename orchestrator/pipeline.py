@@ -23,7 +23,7 @@ from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.report import build_report
-from orchestrator.scaling_eval import SCALING_FILE, SWITCHER_FILE, evaluate_scaling, evaluate_switcher, load_heads
+from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.sft import fine_tune
 from orchestrator.sft_data import SftRows
 from orchestrator.stage import Stage
@@ -138,8 +138,8 @@ def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "evaluate":
         caps = set(config.evaluation.caps_tokens)
         heads_file = config.run_dir / "heads" / HEADS_FILE
-        wanted = [SWITCHER_FILE] * (config.heads.num_tasks > 0 and heads_file.is_file())
-        wanted += [SCALING_FILE] * (config.scaling.num_tasks > 0)
+        wanted = [run_files.SWITCHER_FILE] * (config.heads.num_tasks > 0 and heads_file.is_file())
+        wanted += [run_files.SCALING_FILE] * (config.scaling.num_tasks > 0)
         return all((config.run_dir / name).is_file() for name in wanted) and all(
             (config.run_dir / "evaluation" / f"{policy}.jsonl").is_file()
             and caps <= run_files.read_capped_records(config.run_dir, policy).keys()

@@ -23,6 +23,8 @@ from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.json"
+SCALING_FILE = "evaluation/scaling.json"
+SWITCHER_FILE = "evaluation/switcher.json"
 
 PromptText = Callable[[Prompt], str]
 """How a prompt reads: its tokens, decoded."""

@@ -27,8 +27,6 @@ from orchestrator.stage import Stage
 
 log = logging.getLogger(__name__)
 
-SCALING_FILE, SWITCHER_FILE = "evaluation/scaling.json", "evaluation/switcher.json"
-
 Prompts = Sequence[tuple[Task, Prompt]]
 
 
@@ -75,7 +73,7 @@ def evaluate_switcher(
     scores = np.array([inference.switcher_score for inference in inferences])
     result = switcher_result(scores, heads.threshold, modes)
     result["switch_ms"] = 1000 * float(np.median([inference.switch_s for inference in inferences]))
-    _write(stage.config.run_dir / SWITCHER_FILE, result)
+    _write(stage.config.run_dir / run_files.SWITCHER_FILE, result)
     names = ("tokens_frac", "accuracy_loss", "regret", "area", "area_oracle", "area_tokens", "switch_ms")
     metrics = {f"eval/switcher/{name}": result[name] for name in names}
     metrics |= {f"eval/switcher/{name}": value for name, value in result["chosen"].items()}
@@ -123,7 +121,7 @@ def evaluate_scaling(stage: Stage, prompts: Prompts, heads: Heads | None, versio
         for row in rows:
             if row["mode"] == REASONING and row["cap"] == 0 and row["rule"] not in ("greedy", "pass"):
                 row |= times[row["n"]]
-    _write(config.run_dir / SCALING_FILE, rows)
+    _write(config.run_dir / run_files.SCALING_FILE, rows)
     stage.tracker.log_metrics(
         {f"eval/scaling/{r['mode']}/cap_{r['cap']}/{r['rule']}_{r['n']}": r["accuracy"] for r in rows}, step=0
     )

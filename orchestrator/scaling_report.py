@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import run_files, scaling_figures
-from orchestrator.scaling_eval import SCALING_FILE, SWITCHER_FILE
 
 RULE_ROWS = {"greedy": "greedy", **scaling_figures.RULE_NAMES}
 
 
 def read_results(run_dir: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of scaling and the switcher's result; empty where the part was not run."""
-    return run_files.read_json(run_dir / SCALING_FILE) or [], run_files.read_json(run_dir / SWITCHER_FILE) or {}
+    scaling, switcher = (
+        run_files.read_json(run_dir / name) for name in (run_files.SCALING_FILE, run_files.SWITCHER_FILE)
+    )
+    return scaling or [], switcher or {}
 
 
 def summary_parts(run_dir: Path) -> dict[str, Any]:
