@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow test-faults bench bench-budget lint clean
+.PHONY: help env quickstart test test-slow test-faults bench bench-budget bench-scaling lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,9 +46,14 @@ bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
 bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two cores; its time is in RESULTS.md
-	@$(BIN)/terse sweep --config quickstart run.name=bench_budget 'rl.kl_beta=[1e-2,1e-3,1e-4]'
-	@$(BIN)/terse sweep --config quickstart run.name=bench_budget rl.kl_beta=1e-3 reward.lcpo.alpha=0.014 \
-	  'reward.length=[lcpo_max,arora_zanette,dler,laser]'
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget heads.num_tasks=0 scaling.num_tasks=0 \
+	  'rl.kl_beta=[1e-2,1e-3,1e-4]'
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget heads.num_tasks=0 scaling.num_tasks=0 rl.kl_beta=1e-3 \
+	  reward.lcpo.alpha=0.014 'reward.length=[lcpo_max,arora_zanette,dler,laser]'
+
+bench-scaling: $(STAMP) ## N completions, verifier and switcher on the built-in tasks, with the quickstart's adapter and heads
+	@test -f runs/quickstart/heads/heads.safetensors || $(BIN)/terse quickstart
+	@$(BIN)/python -m tests.benchmarks.scaling
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

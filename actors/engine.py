@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from actors import adapters, kv_sharing
+from actors.features import WANTED, StateReader, Wanted
 from actors.types import AdapterRef
 from configs.schema import EngineSection, ModelSection
 
@@ -114,9 +115,10 @@ class Engine:
                 enforce_eager=on_cpu,
                 seed=seed,
                 disable_log_stats=True,
-                worker_extension_cls="actors.kv_sharing.WorkerExtension" if model.masked_lora else "",
+                worker_extension_cls="actors.features.WorkerExtension",
             )
         )
+        self._states = StateReader(lambda method, arguments: self._llm.collective_rpc(method, args=arguments))
         # RAM-backed where there is one: adapters are read back at once and thrown away.
         root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._directory = Path(tempfile.mkdtemp(prefix="terse-adapters-", dir=root))
@@ -166,8 +168,6 @@ class Engine:
 
         Raises ValueError for a `start` in an engine without `model.masked_lora`.
         """
-        if start and not self._is_masked:
-            raise ValueError(f"start: expected 0 without model.masked_lora, got {start}")
         params = self._sampling_params(
             n=n,
             temperature=sampling.temperature,
@@ -181,8 +181,52 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._final_only,
-            extra_args={kv_sharing.START: start} if start and version is not None else None,
+            extra_args=self._extra_args(start, version),
         )
+        final = await self._run(prompt_token_ids, params, version)
+        if len(final.outputs) != n:
+            raise RuntimeError(f"expected {n} completions, got {len(final.outputs)}")
+        num_cached = final.num_cached_tokens or 0
+        return [_to_generated(output, num_cached) for output in sorted(final.outputs, key=lambda output: output.index)]
+
+    async def pool_prompt(self, prompt_token_ids: np.ndarray, chunk_tokens: int, ema_alpha: float) -> np.ndarray:
+        """EMA-pooled final-norm states of a prompt in the base model, float32 `[H]` (`actors.features.RunningPool`).
+
+        One prefill; its full blocks are in the cache for whatever the prompt is asked next. Blocks that are there
+        already are computed again: their states are needed.
+        """
+        wanted = Wanted(key=uuid.uuid4().hex, kind="pooled", chunk_tokens=chunk_tokens, ema_alpha=ema_alpha)
+        return await self._run_for_states(prompt_token_ids, wanted, None, 0)
+
+    async def last_state(self, token_ids: np.ndarray, version: int | None, start: int = 0) -> np.ndarray:
+        """Final-norm state of the last token, float32 `[H]`, under the adapter of `version` from `start` on.
+
+        Computes what the cache does not hold: after a completion with the same version and `start`, its tail.
+        """
+        return await self._run_for_states(token_ids, Wanted(key=uuid.uuid4().hex, kind="last"), version, start)
+
+    async def _run_for_states(
+        self, token_ids: np.ndarray, wanted: Wanted, version: int | None, start: int
+    ) -> np.ndarray:
+        await self._states.start()
+        params = self._sampling_params(
+            temperature=0.0,
+            max_tokens=1,
+            detokenize=False,
+            output_kind=self._final_only,
+            skip_reading_prefix_cache=wanted.kind == "pooled",
+            extra_args={WANTED: wanted.as_args(), **(self._extra_args(start, version) or {})},
+        )
+        await self._run(token_ids, params, version)
+        return await self._states.read(wanted.key)
+
+    def _extra_args(self, start: int, version: int | None) -> dict[str, Any] | None:
+        if start and not self._is_masked:
+            raise ValueError(f"start: expected 0 without model.masked_lora, got {start}")
+        return {kv_sharing.START: start} if start and version is not None else None
+
+    async def _run(self, prompt_token_ids: np.ndarray, params: Any, version: int | None) -> Any:
+        """vLLM's final output of one request."""
         prompt: Any = {"prompt_token_ids": prompt_token_ids.tolist()}
         lora_request = None
         if version is not None:
@@ -198,10 +242,9 @@ class Engine:
         finally:
             if version is not None:
                 self._num_running[version] -= 1
-        if final is None or len(final.outputs) != n:
-            raise RuntimeError(f"expected {n} completions, got {0 if final is None else len(final.outputs)}")
-        num_cached = final.num_cached_tokens or 0
-        return [_to_generated(output, num_cached) for output in sorted(final.outputs, key=lambda output: output.index)]
+        if final is None:
+            raise RuntimeError("expected a finished request, the engine ended it without an output")
+        return final
 
     async def ping(self) -> None:
         """Return when the engine's own loop has answered, between two of its steps. Raises `EngineLost`."""

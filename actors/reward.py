@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from actors.scaling import group_answers
 from actors.scoring_process import ANSWER_VERIFIER, Scorer
 from actors.types import Completion, Prompt, Rollout, Task
 from configs.schema import RewardSection
@@ -65,9 +66,29 @@ class RewardActor:
             for completion, verdict, score in zip(completions, verdicts, scores, strict=True)
         )
 
+    def group_answers(self, answers_of_tasks: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
+        """Classes of mathematical equality among the answers of each task, as `actors.scaling.group_answers` has them.
+
+        Answers are texts as `score_group` extracted them, empty where there was none. A comparison that overruns
+        `reward.deadline_s`, ends its process or cannot be made counts as not equal.
+        """
+        return [group_answers(answers, self._find_equal) for answers in answers_of_tasks]
+
+    def _find_equal(self, texts: list[str], representative: str) -> list[bool]:
+        try:
+            verdicts = self._scorer.verify([_boxed(text) for text in texts], _boxed(representative))
+        except ValueError:
+            return [False] * len(texts)  # an answer that cannot stand as a reference equals its own text only
+        return [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
+
     def close(self) -> None:
         """End the scoring process."""
         self._scorer.close()
+
+
+def _boxed(answer: str) -> str:
+    """All of it counts as the answer."""
+    return f"\\boxed{{{answer}}}"
 
 
 def length_inputs(

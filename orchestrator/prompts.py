@@ -1,6 +1,7 @@
 """The seeded prompts of a run: training prompts by index, held-out prompts as a list."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,30 @@ class Prompter:
 
 
 def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
-    """The evaluation tasks whose prompts fit; says how many do not."""
+    """The evaluation tasks whose prompts fit."""
     tasks = held_out_tasks(config.data.evaluation, config.budget, config.evaluation.num_tasks, config.run.seed)
+    return fitting_prompts(tasks, config, tokenizer)
+
+
+def fitting_prompts(tasks: Sequence[tuple[Task, int]], config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
+    """Prompts of tasks with their budgets in tokens, those that fit; says how many do not.
+
+    Raises ValueError when none does.
+    """
     fits = (config.max_prompt_tokens, config.model.masked_lora)
     pairs = [(task, make_prompt(task, budget_tokens, config.budget, tokenizer, *fits)) for task, budget_tokens in tasks]
     fitting = [(task, prompt) for task, prompt in pairs if prompt is not None]
+    source = tasks[0][0].source if tasks else "no tasks"
     if len(fitting) < len(pairs):
         log.warning(
-            "%d of %d evaluation tasks left out: prompts over %d tokens",
+            "%s: %d of %d tasks left out: prompts over %d tokens",
+            source,
             len(pairs) - len(fitting),
             len(pairs),
             config.max_prompt_tokens,
         )
     if not fitting:
-        raise ValueError(f"data.evaluation: expected prompts of at most {config.max_prompt_tokens} tokens, found none")
+        raise ValueError(f"{source}: expected prompts of at most {config.max_prompt_tokens} tokens, found none")
     return fitting
 
 

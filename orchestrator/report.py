@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from actors.types import EvaluationRecord
-from orchestrator import figures, run_files
+from orchestrator import figures, run_files, scaling_report
 from orchestrator.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
 from orchestrator.tracking import git_commit, library_versions
 
@@ -30,12 +30,16 @@ def build_report(run_dir: Path) -> Path:
     metrics = run_files.read_metrics(run_dir)
     summary = summarise_run(run_dir, records, capped)
     run_files.write_text(run_dir / "summary.json", json.dumps(summary, indent=2))
+    scaling, switcher = scaling_report.read_results(run_dir)
     content = {
         "name": run_dir.name,
         "headline": headline(summary),
         "table": table_rows(summary),
         "difficulties": difficulty_rows(records),
         "caps": cap_rows(summary["hard_caps"]) if capped else {},
+        "heads": scaling_report.heads_line(summary.get("heads")),
+        "switcher": scaling_report.switcher_rows(switcher),
+        "scaling": scaling_report.scaling_tables(scaling),
         "figures": draw_figures(run_dir, records, capped, metrics),
         "samples": pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
         "policies": POLICIES,
@@ -77,6 +81,7 @@ def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], cap
                 (None, summarise(records[policy])),
             ]
         ]
+    summary |= scaling_report.summary_parts(run_dir)
     summary["wall_s"] = sum(timings.values())
     summary["stage_wall_s"] = timings
     summary["versions"] = {"commit": git_commit(), **library_versions()}
@@ -188,6 +193,7 @@ def draw_figures(
         }
         path = figures.draw_difficulty(accuracy, directory / "difficulty.png")
         drawn.append(("Accuracy by difficulty, with 95 % intervals.", path))
+    drawn += scaling_report.draw(run_dir)
     if rl:
         path = figures.draw_health(rl, directory / "health.png")
         drawn.append(

@@ -6,6 +6,8 @@ evaluation/<policy>.jsonl      `EvaluationRecord`s; <policy> is base, sft or rl
 evaluation/<policy>_samples.jsonl
                                the completions behind the records, in the same order
 evaluation/<policy>_caps.jsonl `EvaluationRecord`s of the same completions under hard caps
+evaluation/scaling.json        rows of parallel test-time scaling; evaluation/switcher.json: the switcher's curve
+heads/heads.safetensors        both heads (`actors.heads`); heads/metrics.json: how good they are
 timings.json                   seconds per stage, summed over resumes
 """
 
@@ -21,6 +23,8 @@ from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.json"
+SCALING_FILE = "evaluation/scaling.json"
+SWITCHER_FILE = "evaluation/switcher.json"
 
 PromptText = Callable[[Prompt], str]
 """How a prompt reads: its tokens, decoded."""
@@ -116,12 +120,27 @@ def read_timings(run_dir: Path) -> dict[str, float]:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """See `write_bytes`."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
     """Under a temporary name first: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text)
+    temporary.write_bytes(data)
     os.replace(temporary, path)
     return path
+
+
+def read_json(path: Path) -> Any:
+    """None when the file is not there; ValueError naming it when it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found something else: {error}") from error
 
 
 def _sample(rollout: Rollout, prompt_text: PromptText) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Stage:
     """One stage of one run, while it runs."""
 
     name: str
-    """`sft`, `rl` or `evaluate`"""
+    """`sft`, `rl`, `heads` or `evaluate`"""
     config: RunConfig
     cluster: Cluster
     tracker: Tracker

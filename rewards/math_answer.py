@@ -109,10 +109,12 @@ def _compare_numbers(answer: str, reference: str) -> bool | None:
     return False if are_integers else None
 
 
+@lru_cache(maxsize=1024)
 def _parse(extracted: _Extracted) -> list[Any]:
     """What math-verify makes of it: a sympy expression and the text it came from, or either, or nothing.
 
-    It looks for mathematics between delimiters; a marked answer is put in a box so that all of it counts.
+    Cached, since completions of a task often agree, and grouping compares an answer with several others. It looks
+    for mathematics between delimiters; a marked answer is put in a box so that all of it counts.
     """
     text = f"\\boxed{{{extracted.text}}}" if extracted.is_marked else extracted.text
     return parse(text, parsing_timeout=None)

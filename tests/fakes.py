@@ -1,10 +1,12 @@
 """Hand-written stand-ins, for failures and for driver logic that needs no engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from actors.types import AdapterRef, Completion, Prompt, Rollout, RolloutGroup, Task
+from orchestrator.actor_pool import ActorPool
 from orchestrator.dispatcher import GroupRequest
 from rewards.base import Outcome, RewardResult
 
@@ -77,6 +79,14 @@ class FakeDispatcher:
         self.requests.remove(request)
         rewards = self._rewards_of(group_id)
         return [(request, make_group(rewards, group_id, request.policy_version, self._sha256))]
+
+
+def make_actor_pool(role: str, make: Callable[[int], Any], size: int, **settings: Any) -> ActorPool:
+    """Of actors with a `ping` that answers when they serve."""
+    settings = {"start_timeout_s": 60, "max_losses": 10, **settings}
+    pool = ActorPool(role, size, make, lambda actor: actor.ping.remote(), **settings)
+    pool.wait_for(size)
+    return pool
 
 
 def make_ref(version: int) -> AdapterRef:

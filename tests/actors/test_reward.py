@@ -250,3 +250,26 @@ def test_the_owner_never_imports_math_verify_and_the_process_no_heavy_library():
             command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
         )
         assert result.stdout.strip() == expected
+
+
+def test_answers_are_grouped_by_value_and_not_by_text(actor):
+    answers = [
+        ["1/2", "0.5", "50 \\%", "\\frac{1}{2}", "2", ""],
+        ["83", "83.0", "83", "84"],
+        ["", "", ""],
+        ["x+1", "1+x", "1-x"],
+        ["no mathematics", "no mathematics", "7"],
+    ]
+    assert actor.group_answers(answers) == [
+        (0, 0, 0, 0, 1, -1),
+        (0, 0, 0, 1),
+        (-1, -1, -1),
+        (0, 0, 1),
+        (0, 0, 1),
+    ]
+
+
+def test_a_comparison_that_hangs_is_not_equal(actor):
+    started = time.monotonic()
+    assert actor.group_answers([["2", "9^{9^{9^9}}", "2.0"]]) == [(0, 1, 0)]
+    assert time.monotonic() - started < 5 * DEADLINE_S

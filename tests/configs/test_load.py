@@ -79,7 +79,7 @@ def test_the_config_is_frozen():
         ("rl.group_sise", "rl.group_size"),
         ("group_size", "rl.group_size"),
         ("rolout.temperature", "rollout.temperature"),
-        ("optimizer.learning_rate", "sft.learning_rate or rl.learning_rate"),
+        ("optimizer.warmup_frac", "sft.warmup_frac or rl.warmup_frac"),
     ],
 )
 def test_an_unknown_key_gets_a_suggestion(key, suggestion):

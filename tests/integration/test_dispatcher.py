@@ -245,7 +245,7 @@ def test_an_actor_is_started_further_until_it_is_current(ray_cluster):
 def make_cluster(*behaviours):
     cluster = Cluster.__new__(Cluster)
     cluster._config, cluster._published = load_config("quickstart", []), {}
-    cluster.engines = make_actors(Engine, *behaviours)
+    cluster.engines = cluster.evaluators = make_actors(Engine, *behaviours)
     cluster.engines.wait_for(len(behaviours))
     return cluster
 
@@ -259,7 +259,7 @@ def test_an_engine_lost_while_loading_an_adapter_is_replaced(ray_cluster):
 
 def test_an_engine_that_loads_another_version_is_refused(ray_cluster):
     cluster = make_cluster("works", "wrong version")
-    with pytest.raises(RuntimeError, match=r"engine 1: expected adapter version 4 .* got version 5"):
+    with pytest.raises(RuntimeError, match=r"actor 1: expected adapter version 4 .* got version 5"):
         cluster.load_adapter(make_ref(4), b"")
 
 

@@ -1,5 +1,7 @@
 """The whole pipeline with real vLLM, DeepSpeed, Ray, math-verify and MLflow: interrupted, resumed, finished."""
 
+import hashlib
+import itertools
 import json
 import os
 import signal
@@ -7,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from actors.heads import read_heads
 from orchestrator import run_files
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -36,6 +40,13 @@ SETTINGS = [
     "evaluation.num_tasks=8",
     "evaluation.max_completion_tokens=64",
     "evaluation.caps_tokens=[16,32]",
+    "heads.num_tasks=12",
+    "heads.samples_per_task=2",
+    "scaling.num_tasks=4",
+    "scaling.samples_per_task=4",
+    "scaling.sizes=[1,2,4]",
+    "scaling.caps_tokens=[16]",
+    "scaling.num_timed_tasks=1",
 ]
 
 
@@ -98,10 +109,31 @@ def test_the_run_directory_holds_what_the_design_says(interrupted_and_resumed):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert set(summary["stages"]) == {"base", "sft", "rl"}
     assert all(stage["num_tasks"] == 8 for stage in summary["stages"].values())
-    for name in ("config.yaml", "report.html", "report.md", "figures/training.png", "rl/step_000004/state.json"):
+    files = ("config.yaml", "report.html", "report.md", "figures/training.png", "rl/step_000004/state.json")
+    for name in (
+        *files,
+        "heads/heads.safetensors",
+        "heads/metrics.json",
+        "figures/switcher.png",
+        "figures/scaling.png",
+    ):
         assert (run_dir / name).is_file(), name
+    grid = {(row["mode"], row["cap"], row["n"], row["rule"]) for row in summary["scaling"]}
+    rules = ("majority", "weighted", "best", "pass")
+    greedy = {(mode, 0, 1, "greedy") for mode in ("base", "reasoning")}
+    assert grid == greedy | set(itertools.product(("base", "reasoning"), (0, 16), (1, 2, 4), rules))
+    assert {point["router"] for point in summary["switcher"]} == {"base", "reasoning", "chosen", "switcher", "oracle"}
     result = json.loads(output.splitlines()[-1])
     assert result["summary"] == summary
+
+
+def test_the_heads_of_the_run_fit_its_base(interrupted_and_resumed, tiny_model_dir):
+    run_dir, _, _ = interrupted_and_resumed
+    heads = read_heads(run_dir / "heads" / "heads.safetensors")
+    weights = (tiny_model_dir / "model.safetensors").read_bytes()
+    assert heads.base_sha256 == hashlib.sha256(weights).hexdigest()
+    assert heads.verification_prompt == "?"
+    assert heads.switcher.scores(np.zeros((1, 192), dtype=np.float32)).shape == (1,)
 
 
 def test_mlflow_has_one_parent_and_a_child_per_stage(interrupted_and_resumed):
@@ -111,7 +143,7 @@ def test_mlflow_has_one_parent_and_a_child_per_stage(interrupted_and_resumed):
     client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("terse")
     runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"pipeline", "sft", "rl", "evaluate"}
+    assert set(runs) == {"pipeline", "sft", "rl", "heads", "evaluate"}
     parent = runs.pop("pipeline")
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
@@ -139,7 +171,7 @@ def test_a_finished_run_does_nothing_again(interrupted_and_resumed):
     third = start(run_dir.parent)
     _, errors = third.communicate(timeout=120)
     assert third.returncode == 0
-    assert errors.count("done before, skipped") == 3
+    assert errors.count("done before, skipped") == 4
     assert "adapter sync proved" not in errors
 
 
