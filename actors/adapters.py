@@ -7,9 +7,7 @@ directory (`adapter_config.json`, `adapter_model.safetensors`, where the second 
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from actors import files
 from actors.types import AdapterRef
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -54,12 +53,13 @@ def write_directory(packed: bytes, directory: Path) -> None:
     """Write a PEFT directory under a temporary name, flush it to disk, then rename it to `directory`."""
     _, config = unpack(packed)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    temporary = files.temporary_name(directory)
     temporary.mkdir()
     try:
-        _write(temporary / WEIGHTS_FILE, packed)
-        _write(temporary / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode())
-        os.replace(temporary, directory)
+        files.write_file(temporary / WEIGHTS_FILE, packed)
+        files.write_file(temporary / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode())
+        files.sync_directory(temporary)
+        files.replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -89,10 +89,3 @@ def perturbed(packed: bytes, seed: int) -> bytes:
         for name, tensor in tensors.items()
     }
     return pack(noisy, config)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -24,12 +24,15 @@ MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 FETCHABLE_MODELS = ("smollm2-135m",)
 """What `terse fetch-model` can make."""
+URL_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _UNTRUNCATED = "in RL rollouts (a truncated distribution biases the importance ratios)"
 
 RULES: dict[str, Rule] = {
     "run.seed": ("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "run.keep_checkpoints": COUNT,
+    "run.keep_every_steps": NOT_NEGATIVE,
     "model.max_length_tokens": COUNT,
     "lora.rank": COUNT,
     "lora.alpha": POSITIVE,
@@ -129,6 +132,7 @@ def problems(config: RunConfig) -> list[str]:
     """Everything wrong with the values, in the order of the schema's sections; looks at local paths too."""
     found = [
         *_number_problems(config),
+        *_secret_problems(config),
         *_run_problems(config),
         *_model_path_problems(config),
         *_start_adapter_problems(config),
@@ -204,6 +208,22 @@ def _number_problems(config: RunConfig) -> Iterator[str]:
         values = value_at(config, key)
         if not all(is_right(value) for value in values) or not (values or key in MAY_BE_EMPTY):
             yield expected(key, f"a list of {words}{'' if key in MAY_BE_EMPTY else ', not empty'}", list(values))
+
+
+def _secret_problems(config: RunConfig) -> Iterator[str]:
+    for key in (
+        "tracking.uri",
+        "cluster.address",
+        "model.path",
+        "data.train.source",
+        "data.evaluation.source",
+        "data.sft.source",
+    ):
+        if URL_PASSWORD.search(value_at(config, key)):
+            yield (
+                f"{key}: expected an address without a password (it would be written to config.yaml, MLflow and the "
+                "report), found one; use the environment (MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and _PASSWORD)"
+            )
 
 
 def _run_problems(config: RunConfig) -> Iterator[str]:

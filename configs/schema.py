@@ -25,6 +25,10 @@ class RunSection:
     dir: str = "runs"
     seed: int = 0
     """Seeds tasks, budgets, sampling and weights."""
+    keep_checkpoints: int = 2
+    """The newest so many of each stage stay; more than one, so that a damaged one can be skipped."""
+    keep_every_steps: int = 0
+    """Checkpoints of every so many steps stay for good; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError, load_config
+from orchestrator.masking import MaskingFormatter, masked
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         # The cause stands last: it is what `ray job logs` and a terminal show.
-        traceback.print_exc()
-        print(f"terse {arguments.command} failed: {error}", file=sys.stderr)
+        print(masked(traceback.format_exc()), file=sys.stderr, end="")
+        print(masked(f"terse {arguments.command} failed: {error}"), file=sys.stderr)
         return FAILED
     if arguments.json:
         print(json.dumps(result))
@@ -162,7 +163,9 @@ def format_problems(error: ConfigError) -> str:
 
 
 def set_up_logging(verbose: bool) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for package in ("orchestrator", "actors", "rewards", "configs", "deploy"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -30,6 +30,7 @@ from configs.load import ConfigError
 from configs.schema import RunConfig
 from orchestrator.actor_pool import ActorPool, root_cause
 from orchestrator.dispatcher import Dispatcher, is_lost_actor
+from orchestrator.events import Event
 from orchestrator.inference_pool import InferencePool
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
 LOAD_TIMEOUT_S = 120.0
 
-OnEvent = Callable[[str, dict[str, Any]], None]
-"""Kind and fields of something that an operator wants to know."""
+OnEvent = Callable[[Event, dict[str, Any]], None]
+"""Something that an operator wants to know, with its details."""
 
 
 class Cluster:
@@ -84,7 +85,7 @@ class Cluster:
 
     def restart_learner(self, cause: str) -> None:
         """New ranks in place of the old, with nothing loaded; everything in flight is given up."""
-        self._on_event("learner_lost", {"cause": cause})
+        self._on_event(Event.RESTARTED, {"role": "learner", "cause": cause})
         for dispatcher in self._dispatchers:
             dispatcher.cancel()
         for actor in self._rank_actors:
@@ -105,7 +106,7 @@ class Cluster:
             self.engines,
             self.scorers,
             self._config.rollout.generate_timeout_s,
-            on_redispatch=lambda again: self._on_event("redispatch", asdict(again)),
+            on_redispatch=lambda again: self._on_event(Event.REDISPATCHED, asdict(again)),
         )
         self._dispatchers.add(dispatcher)
         return dispatcher
@@ -178,7 +179,7 @@ class Cluster:
             start_timeout_s=config.start_timeout_s,
             max_losses=config.max_actor_losses,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
-            on_loss=lambda loss: self._on_event("actor_lost", asdict(loss)),
+            on_loss=lambda loss: self._on_event(Event.RESTARTED, asdict(loss)),
             **how,
         )
 
@@ -267,7 +268,7 @@ class Cluster:
 
 @contextmanager
 def start_cluster(
-    config: RunConfig, model_path: str, on_event: OnEvent = lambda kind, fields: None
+    config: RunConfig, model_path: str, on_event: OnEvent = lambda event, details: None
 ) -> Iterator[Cluster]:
     """Connect to Ray, check that the cluster is large enough, start all actors; stop them on the way out.
 

@@ -77,7 +77,8 @@ class Redispatch:
     """A call that was made again, and why."""
 
     group_id: int
-    stage: str
+    call: str
+    """`generate` or `score`"""
     attempt: int
     cause: str
 
@@ -231,7 +232,7 @@ class Dispatcher:
                 f"group {call.request.group_id} was lost: {MAX_ATTEMPTS} attempts to {call.stage} it failed; {cause}"
             ) from error
         self._on_redispatch(
-            Redispatch(group_id=call.request.group_id, stage=again.stage, attempt=again.attempt, cause=cause)
+            Redispatch(group_id=call.request.group_id, call=again.stage, attempt=again.attempt, cause=cause)
         )
         self._begin(again)
 

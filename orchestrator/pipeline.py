@@ -5,11 +5,13 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from actors import adapters
+from actors import adapters, files
 from actors.heads import HEADS_FILE
 from actors.learner_group import LearnerLost
 from actors.rollout import BASE_VERSION
@@ -20,6 +22,8 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.cluster import start_cluster
 from orchestrator.evaluate import evaluate, evaluate_caps
+from orchestrator.events import EVENTS_FILE, Event, recorded
+from orchestrator.events import append as append_event
 from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.probe import prove_cap_holds
@@ -37,7 +41,7 @@ log = logging.getLogger(__name__)
 STAGES = ("sft", "rl", "heads", "evaluate")
 EVALUATED = ("base", "sft", "rl")
 FREE_SETTINGS = (
-    *("cluster.", "tracking.", "evaluation.", "scaling.", "run.dir", "rollout.generate_timeout_s"),
+    *("cluster.", "tracking.", "evaluation.", "scaling.", "run.dir", "run.keep_", "rollout.generate_timeout_s"),
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
 """What may change between two calls on one run directory without making its files lie: keys or their beginnings."""
@@ -50,8 +54,15 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
 
     Raises ConfigError when the run directory holds another configuration.
     """
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with run_files.sole_writer(config.run_dir):
+        claim_run_dir(config)
+        return run_missing(config, stages)
+
+
+def run_missing(config: RunConfig, stages: Sequence[str]) -> Path:
+    """`run` once the directory is this process's own."""
     run_dir = config.run_dir
-    claim_run_dir(config)
     if config.reward.span == "thinking":
         log.warning("reward.span=thinking: models learn to close the thought early and to reason on in the answer")
     todo = [name for name in stages if not is_done(config, name)]
@@ -74,12 +85,17 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None
     """Start the cluster once and run the stages on it."""
     model_path = str(resolve_model_path(config.model.path))
     with ExitStack() as stack:
-        with timed(config.run_dir, "start"):
-            cluster = stack.enter_context(start_cluster(config, model_path))
+        with part_of(config.run_dir, "start"):
+            cluster = stack.enter_context(start_cluster(config, model_path, partial(record_event, config.run_dir)))
             tokenizer = load_tokenizer(model_path, config.model)
         for name in names:
-            with start_tracker(config, name, parent_run_id=parent.run_id) as tracker, timed(config.run_dir, name):
+            with part_of(config.run_dir, name), start_tracker(config, name, parent_run_id=parent.run_id) as tracker:
                 run_stage(Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer))
+
+
+def record_event(run_dir: Path, event: Event, details: dict[str, Any]) -> None:
+    """Of the cluster, whichever stage it happened in."""
+    append_event(run_dir, "cluster", event, **details)
 
 
 def run_stage(stage: Stage) -> None:
@@ -185,7 +201,8 @@ def require_adapter(config: RunConfig, stage: str) -> bytes:
 
 
 def claim_run_dir(config: RunConfig) -> None:
-    """Write `config.yaml`, or check that the one that is there is the same where it matters."""
+    """Write `config.yaml`, or check that the one that is there is the same where it matters; clear up after a run that
+    was killed here."""
     path = config.run_dir / "config.yaml"
     if path.is_file():
         there, here = as_flat_dict(load_config(path, [])), as_flat_dict(config)
@@ -198,15 +215,17 @@ def claim_run_dir(config: RunConfig) -> None:
         if differing:
             hint = "choose another run.name, or remove the directory to start over"
             raise ConfigError([*differing, f"the run directory belongs to another configuration: {hint}"])
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_config(config))
+    files.remove_temporaries(config.run_dir)
+    run_files.drop_cut_line(config.run_dir / EVENTS_FILE)
+    run_files.write_text(path, dump_config(config))
 
 
 @contextmanager
-def timed(run_dir: Path, part: str) -> Iterator[None]:
-    """Add the seconds spent inside to `timings.json`."""
+def part_of(run_dir: Path, part: str) -> Iterator[None]:
+    """Write down when a part of the run begins and how it ends, and add its seconds to `timings.json`."""
     started_s = time.monotonic()
-    try:
-        yield
-    finally:
-        run_files.add_timing(run_dir, part, time.monotonic() - started_s)
+    with recorded(run_dir, part):
+        try:
+            yield
+        finally:
+            run_files.add_timing(run_dir, part, time.monotonic() - started_s)

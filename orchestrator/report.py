@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from actors.types import EvaluationRecord
-from orchestrator import figures, run_files, scaling_report
+from orchestrator import events, figures, run_files, scaling_report
 from orchestrator.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
 from orchestrator.tracking import git_commit, library_versions
 
@@ -43,6 +43,7 @@ def build_report(run_dir: Path) -> Path:
         "figures": draw_figures(run_dir, records, capped, metrics),
         "samples": pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
         "policies": POLICIES,
+        "events": events.summarise(events.read(run_dir)),
         "config": (run_dir / "config.yaml").read_text(),
         "versions": summary["versions"],
         "wall_s": summary["wall_s"],

@@ -9,22 +9,27 @@ evaluation/<policy>_caps.jsonl `EvaluationRecord`s of the same completions under
 evaluation/scaling.json        rows of parallel test-time scaling; evaluation/switcher.json: the switcher's curve
 heads/heads.safetensors        both heads (`actors.heads`); heads/metrics.json: how good they are
 timings.json                   seconds per stage, summed over resumes
+events.jsonl                   what happened besides (`orchestrator.events`)
+.lock                          held by the process that runs in the directory
 """
 
+import fcntl
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from actors import files
 from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.json"
 SCALING_FILE = "evaluation/scaling.json"
 SWITCHER_FILE = "evaluation/switcher.json"
+LOCK_FILE = ".lock"
 
 PromptText = Callable[[Prompt], str]
 """How a prompt reads: its tokens, decoded."""
@@ -32,23 +37,23 @@ PromptText = Callable[[Prompt], str]
 
 def append_metrics(run_dir: Path, stage: str, step: int, metrics: dict[str, float]) -> None:
     """One line; on disk when this returns."""
-    with (run_dir / METRICS_FILE).open("a") as file:
-        file.write(json.dumps({"stage": stage, "step": step, **metrics}) + "\n")
-        file.flush()
+    append_line(run_dir / METRICS_FILE, {"stage": stage, "step": step, **metrics})
 
 
-def forget_metrics_after(run_dir: Path, stage: str, step: int) -> None:
-    """Drop the lines of steps that a resumed stage is going to take again, and one that a killed process cut short."""
-    path = run_dir / METRICS_FILE
-    if path.is_file():
-        text = path.read_text()
-        write_text(path, text[: text.rfind("\n") + 1])
+def forget_steps_after(run_dir: Path, stage: str, step: int) -> None:
+    """Drop what belongs to steps that a resumed stage is going to take again: their metrics, a line that a killed
+    process cut short, and in RL their samples."""
+    drop_cut_line(run_dir / METRICS_FILE)
     kept = [row for row in read_metrics(run_dir) if row["stage"] != stage or row["step"] <= step]
     _write_lines(run_dir / METRICS_FILE, kept)
+    if stage == "rl":
+        for samples in (run_dir / "samples").glob("step_*.jsonl"):
+            if int(samples.stem.removeprefix("step_")) > step:
+                samples.unlink()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    return _read_lines(run_dir / METRICS_FILE)
+    return read_lines(run_dir / METRICS_FILE)
 
 
 def write_samples(
@@ -68,8 +73,10 @@ def write_evaluation(
     prompt_text: PromptText,
     capped: Sequence[EvaluationRecord] = (),
 ) -> list[dict[str, Any]]:
-    """Records last: their file says that the evaluation of this policy is complete. Returns the samples."""
+    """Records last: their file says that the evaluation of this policy is complete, so that of an earlier one goes
+    first. Returns the samples."""
     directory = run_dir / "evaluation"
+    (directory / f"{policy}.jsonl").unlink(missing_ok=True)
     samples = [_sample(rollout, prompt_text) for group in groups for rollout in group.rollouts]
     _write_lines(directory / f"{policy}_samples.jsonl", samples)
     _write_lines(directory / f"{policy}_caps.jsonl", [asdict(record) for record in capped])
@@ -93,7 +100,7 @@ def read_capped_records(run_dir: Path, policy: str) -> dict[int, list[Evaluation
 def _read_records(path: Path) -> list[EvaluationRecord]:
     sequences = ("answers", "outcomes", "tokens", "forced_tokens", "correct", "truncated")
     records = []
-    for number, row in enumerate(_read_lines(path), start=1):
+    for number, row in enumerate(read_lines(path), start=1):
         fields: dict[str, Any] = {key: tuple(value) if key in sequences else value for key, value in row.items()}
         try:
             records.append(EvaluationRecord(**fields))
@@ -105,7 +112,7 @@ def _read_records(path: Path) -> list[EvaluationRecord]:
 
 
 def read_evaluation_samples(run_dir: Path, policy: str) -> list[dict[str, Any]]:
-    return _read_lines(run_dir / "evaluation" / f"{policy}_samples.jsonl")
+    return read_lines(run_dir / "evaluation" / f"{policy}_samples.jsonl")
 
 
 def add_timing(run_dir: Path, part: str, seconds: float) -> None:
@@ -125,12 +132,8 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> Path:
-    """Under a temporary name first: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path
+    """A reader, and a run that goes on after a kill, sees the old file or the new one, never half of it."""
+    return files.write_atomically(path, data)
 
 
 def read_json(path: Path) -> Any:
@@ -161,11 +164,41 @@ def _sample(rollout: Rollout, prompt_text: PromptText) -> dict[str, Any]:
     }
 
 
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """On disk when this returns."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_cut_line(path: Path) -> None:
+    """Remove the end of a file of lines that a killed process did not finish."""
+    if path.is_file() and not (text := path.read_text()).endswith("\n"):
+        write_text(path, text[: text.rfind("\n") + 1])
+
+
+@contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """One process at a time in a run directory: two would take its steps twice. The lock goes with the process.
+
+    Raises RuntimeError when another process has it.
+    """
+    with (run_dir / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"{run_dir}: another process is running in this directory; wait for it, or end it"
+            ) from error
+        yield
+
+
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Empty when the file is not there. Raises ValueError naming file and line of a damaged one."""
     if not path.is_file():
         return []

@@ -10,18 +10,16 @@ from orchestrator.checkpoint import StageState
 from orchestrator.interrupt import stop_between_steps
 from orchestrator.progress import Progress
 from orchestrator.rollout_pool import TaskCursor
-from orchestrator.run_files import forget_metrics_after
 from orchestrator.sft_data import SftRows
 from orchestrator.stage import Stage
-from orchestrator.train import is_due, save
+from orchestrator.train import is_due, restore, save
 
 
 def fine_tune(stage: Stage, stream: SftRows) -> None:
     """SFT to `sft.num_steps`, from the stage's newest checkpoint if there is one."""
     config, learner = stage.config, stage.cluster.learner
-    saved = checkpoint.load_latest(stage.directory)
+    saved = restore(stage)
     state = saved.state if saved else StageState()
-    forget_metrics_after(config.run_dir, stage.name, state.step)
     learner.begin_stage(sft_spec(config))
     if saved:
         learner.load_state(saved.learner)

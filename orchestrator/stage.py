@@ -7,7 +7,10 @@ from typing import Any
 
 from actors.types import Prompt
 from configs.schema import RunConfig
+from orchestrator import events
 from orchestrator.cluster import Cluster
+from orchestrator.events import Event
+from orchestrator.metrics import DROP_REASONS
 from orchestrator.progress import Progress
 from orchestrator.run_files import append_metrics
 from orchestrator.tracking import Tracker
@@ -38,5 +41,18 @@ class Stage:
     def record(self, step: int, metrics: dict[str, float], progress: Progress) -> None:
         """One step's metrics: to the run directory, to MLflow, and to whoever watches."""
         append_metrics(self.config.run_dir, self.name, step, metrics)
+        if dropped := num_dropped(metrics):
+            self.event(Event.DROPPED, step, **dropped)
         self.tracker.log_metrics(metrics, step)
         progress.update(step, metrics)
+
+    def event(self, event: Event, step: int | None = None, **details: Any) -> None:
+        """Write down what happened, in `events.jsonl`."""
+        events.append(self.config.run_dir, self.name, event, step, **details)
+
+
+def num_dropped(metrics: dict[str, float]) -> dict[str, int]:
+    """Reason → groups dropped for it, of a step's metrics; reasons that dropped none are left out."""
+    prefix = "rollout/dropped_"
+    counts = {reason: int(metrics.get(f"{prefix}{reason}", 0)) for reason in DROP_REASONS}
+    return {reason: count for reason, count in counts.items() if count}

@@ -21,15 +21,16 @@ from actors.types import AdapterRef, DroppedGroup, RolloutGroup, StageSpec, Trai
 from configs.schema import RunConfig
 from orchestrator import checkpoint
 from orchestrator.batching import build_batch, sequence_kls
-from orchestrator.checkpoint import Checkpoint, StageState
+from orchestrator.checkpoint import Checkpoint, KeepRule, StageState
 from orchestrator.evaluate import evaluate
+from orchestrator.events import Event
 from orchestrator.interrupt import stop_between_steps
 from orchestrator.metrics import as_metrics, group_metrics, summarise
 from orchestrator.probe import prove_adapters_reach, prove_cap_holds
 from orchestrator.progress import Progress
 from orchestrator.prompts import Prompter, held_out_prompts, make_cap
 from orchestrator.rollout_pool import RolloutPool
-from orchestrator.run_files import forget_metrics_after, write_samples
+from orchestrator.run_files import forget_steps_after, write_samples
 from orchestrator.stage import Stage
 from rewards.length import next_state as next_length_state
 
@@ -84,13 +85,23 @@ def train(stage: Stage, start_adapter: bytes) -> None:
 def begin(stage: Stage, start_adapter: bytes) -> StageState:
     """Put the learner at the start of RL, or where the newest checkpoint left it."""
     config = stage.config
-    saved = checkpoint.load_latest(stage.directory)
+    saved = restore(stage)
     state = saved.state if saved else StageState(kl_beta=config.rl.kl_beta)
-    forget_metrics_after(config.run_dir, stage.name, state.step)
     stage.cluster.learner.begin_stage(rl_spec(config, start_adapter))
     if saved:
         stage.cluster.learner.load_state(saved.learner)
     return state
+
+
+def restore(stage: Stage) -> Checkpoint | None:
+    """The stage's newest checkpoint that holds; what was written after it is forgotten, and events say so."""
+    saved, damages = checkpoint.load_latest(stage.directory)
+    for problem in damages:
+        stage.event(Event.CHECKPOINT_SKIPPED, problem=problem)
+    if saved:
+        stage.event(Event.RESUMED, saved.state.step)
+    forget_steps_after(stage.config.run_dir, stage.name, saved.state.step if saved else 0)
+    return saved
 
 
 def rl_spec(config: RunConfig, start_adapter: bytes) -> StageSpec:
@@ -202,11 +213,12 @@ def check_update(update: UpdateResult, batch: TrainBatch, config: RunConfig, ver
 
 def save(stage: Stage, state: StageState, published: Published) -> None:
     """Checkpoint the learner as it is now, with the task stream's position."""
+    started_s, run = time.monotonic(), stage.config.run
     packed: Any = ray.get(published[1])
-    checkpoint.save(
-        stage.directory,
-        Checkpoint(state=state, adapter=packed, learner=stage.cluster.learner.save_state()),
-    )
+    saved = Checkpoint(state=state, adapter=packed, learner=stage.cluster.learner.save_state())
+    checkpoint.save(stage.directory, saved, KeepRule(num_newest=run.keep_checkpoints, every_steps=run.keep_every_steps))
+    size_bytes, seconds = len(saved.adapter) + len(saved.learner), time.monotonic() - started_s
+    stage.event(Event.CHECKPOINT, state.step, seconds=round(seconds, 3), size_bytes=size_bytes)
 
 
 def evaluate_now(stage: Stage, version: int) -> None:

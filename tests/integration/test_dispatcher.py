@@ -164,7 +164,7 @@ def test_an_engine_that_is_lost_is_replaced_and_its_groups_come_back_once(ray_cl
         submit(dispatcher, group_id)
     assert finish(dispatcher) == whole(6)
     assert [loss.index for loss in losses] == [0]
-    assert {(item.stage, item.attempt) for item in again} == {("generate", 2)}
+    assert {(item.call, item.attempt) for item in again} == {("generate", 2)}
     engines.wait_for(2)
     submit(dispatcher, 0)
     submit(dispatcher, 1)
@@ -193,7 +193,7 @@ def test_a_lost_scorer_costs_no_second_generation(ray_cluster):
         submit(dispatcher, group_id)
     assert finish(dispatcher) == whole(4)
     assert sorted(ray.get(ledger.read.remote())) == [f"fake/{group_id}" for group_id in range(4)]
-    assert {item.stage for item in again} == {"score"}
+    assert {item.call for item in again} == {"score"}
 
 
 def test_a_hung_engine_is_told_from_a_slow_one_and_replaced(ray_cluster, monkeypatch):

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from configs.load import dump_config, load_config
-from orchestrator import run_files
+from orchestrator import events, run_files
+from orchestrator.events import Event
 from orchestrator.figures import running_mean
 from orchestrator.report import build_report, headline, terminal_table
 from tests.fakes import make_group
@@ -56,6 +57,18 @@ def test_the_reports_show_the_result_and_escape_what_models_write(run_dir):
     markdown = (run_dir / "report.md").read_text()
     assert "| after RL | 75.0% |" in markdown
     assert (run_dir / "figures" / "training.png").stat().st_size > 10_000
+
+
+def test_the_reports_list_what_happened_besides_steps(run_dir):
+    assert "What happened" not in build_report(run_dir).read_text()
+    events.append(run_dir, "rl", Event.CHECKPOINT, 4, size_bytes=1)
+    events.append(run_dir, "rl", Event.CHECKPOINT_SKIPPED, None, problem="rl/step_000004/state.json: <a | b>")
+    html = build_report(run_dir).read_text()
+    assert "1 × checkpoint; 1 × checkpoint skipped" in html
+    assert "problem: rl/step_000004/state.json: &lt;a | b&gt;" in html
+    lines = (run_dir / "report.md").read_text().splitlines()
+    (row,) = [line for line in lines if "| checkpoint skipped |" in line]
+    assert row.endswith("| problem: rl/step_000004/state.json: <a \\| b> |")
 
 
 def test_parts_that_were_not_run_are_left_out(run_dir):

@@ -17,7 +17,7 @@ def test_metrics_come_back_in_order(tmp_path):
 def test_a_resumed_stage_forgets_only_the_steps_it_takes_again(tmp_path):
     for stage, step in (("sft", 1), ("sft", 2), ("rl", 1), ("rl", 2), ("rl", 3)):
         run_files.append_metrics(tmp_path, stage, step, {})
-    run_files.forget_metrics_after(tmp_path, "rl", 1)
+    run_files.forget_steps_after(tmp_path, "rl", 1)
     assert [(row["stage"], row["step"]) for row in run_files.read_metrics(tmp_path)] == [
         ("sft", 1),
         ("sft", 2),
@@ -35,7 +35,7 @@ def test_a_resumed_stage_forgets_a_line_that_was_cut_short(tmp_path):
     run_files.append_metrics(tmp_path, "rl", 1, {})
     with (tmp_path / run_files.METRICS_FILE).open("a") as file:
         file.write('{"stage": "rl", "st')
-    run_files.forget_metrics_after(tmp_path, "rl", 1)
+    run_files.forget_steps_after(tmp_path, "rl", 1)
     assert run_files.read_metrics(tmp_path) == [{"stage": "rl", "step": 1}]
 
 

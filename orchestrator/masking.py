@@ -1,0 +1,40 @@
+"""Keeps passwords and tokens out of logs, files and reports."""
+
+import logging
+import os
+import re
+from typing import Any
+
+MASK = "***"
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+_URL_TOKEN = re.compile(r"(?i)([?&](?:password|token|secret|api_?key|sig|signature|access_?key)=)[^&\s'\"]+")
+_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY)(?:_|$)")
+MIN_SECRET_CHARS = 8
+"""Shorter values of such variables are more likely `true` or `token` than a secret."""
+
+
+def masked(text: str) -> str:
+    """The text with `***` for passwords in addresses, and for the values of environment variables that are secrets.
+
+    Example: `https://me:pw@host/x` → `https://me:***@host/x`; with `HF_TOKEN=hf_abcdefgh`: `hf_abcdefgh` → `***`.
+    """
+    for value in secret_values(dict(os.environ)):
+        text = text.replace(value, MASK)
+    return _URL_TOKEN.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1{MASK}@", text))
+
+
+def secret_values(environment: dict[str, str]) -> list[str]:
+    """Values of the variables whose names say that they are secret, longest first."""
+    found = {
+        value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS and not os.path.exists(value)
+    }
+    return sorted(found, key=lambda value: (-len(value), value))
+
+
+class MaskingFormatter(logging.Formatter):
+    """Masks what is about to be written, tracebacks included."""
+
+    def format(self, record: Any) -> str:
+        return masked(super().format(record))
