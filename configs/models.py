@@ -1,5 +1,6 @@
 """Where a model named in the config lies."""
 
+import hashlib
 import importlib.resources
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def directory_problem(directory: Path) -> str:
     return (
         f"expected config.json and *.safetensors in {directory}, found no {' and no '.join(missing)}" if missing else ""
     )
+
+
+def weights_sha256(directory: Path) -> str:
+    """Hex digest of a model's weights: all `*.safetensors` of the directory, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def context_tokens(hf_config: dict[str, Any]) -> int | None:
