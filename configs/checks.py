@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.export_checks import EXPORT_RULES, int4_problems
 from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
 from configs.reward_checks import REWARD_LIST_RULES, REWARD_RULES, reward_problems
 from configs.rules import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Rule, expected
@@ -97,6 +98,7 @@ RULES: dict[str, Rule] = {
     "evaluation.temperature": NOT_NEGATIVE,
     "evaluation.top_p": POSITIVE_SHARE,
     "evaluation.max_completion_tokens": COUNT,
+    **EXPORT_RULES,
     "budget.answer_tokens": COUNT,
     "budget.curriculum_factor": POSITIVE,
     "budget.curriculum_steps": NOT_NEGATIVE,
@@ -171,7 +173,7 @@ def model_problems(config: RunConfig, hf_config: dict[str, Any]) -> list[str]:
             f"engine.num_gpus: expected a divisor of the {num_heads} attention heads of {config.model.path}, "
             f"found {config.engine.num_gpus}"
         )
-    return found
+    return [*found, *int4_problems(config, hf_config)]
 
 
 def value_at(config: RunConfig, key: str) -> Any:

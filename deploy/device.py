@@ -10,30 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from deploy.benchmark import benchmark_table, run_benchmark
+from deploy.device_arguments import add_arguments
 from deploy.manifest import ExportError
 from deploy.runtime import Answer, DeviceModel, PromptError, Request
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="an export, e.g. runs/quickstart/export")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", metavar="TEXT", help="answer one question")
-    what.add_argument("--interactive", action="store_true", help="answer a question a line, each on its own")
-    what.add_argument("--benchmark", action="store_true", help="measure times, tokens per second, memory and sizes")
-    parser.add_argument("--mode", choices=["auto", "base", "reasoning"], default="auto", help="auto: the switcher's")
-    parser.add_argument("--n", type=int, default=1, help="completions that vote, weighted by the verifier")
-    parser.add_argument("--cap", type=int, help="tokens after which an answer is forced; 0: none")
-    parser.add_argument("--budget", type=int, help="token budget named in the prompt; 0: none")
-    parser.add_argument("--temperature", type=float, help="0: greedy")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="0: one for each core")
-    parser.add_argument("--kv", choices=["f32", "f16", "q8_0"], default="f16", help="what keys and values are kept in")
 
 
 def run_device(arguments: argparse.Namespace) -> int:
@@ -97,7 +81,9 @@ def describe(answer: Answer) -> str:
         for number, completion in enumerate(answer.completions):
             score = "" if completion.score is None else f"  score {completion.score:.2f}"
             mark = "*" if number == answer.chosen else " "
-            lines.append(f"{mark} {number}: {completion.answer or '(no answer)'}{score}  {len(completion.token_ids)} tokens")
+            lines.append(
+                f"{mark} {number}: {completion.answer or '(no answer)'}{score}  {len(completion.token_ids)} tokens"
+            )
     num_tokens = sum(len(completion.token_ids) for completion in answer.completions)
     first, rate = answer.timings["first_token_s"], answer.timings["tokens_per_s"]
     score = answer.completions[answer.chosen or 0].score

@@ -1,9 +1,9 @@
 """Switcher and verifier on the device: the two small heads, in numpy.
 
-    switcher   pooled prompt states → standardise → linear → ReLU → linear → sigmoid: the probability that reasoning is
-               needed (arXiv 2603.16867, switcher)
-    verifier   state of the last token after the verification prompt → standardise → linear → sigmoid: the probability
-               that the completion is right
+switcher   pooled prompt states → standardise → linear → ReLU → linear → sigmoid: the probability that reasoning is
+           needed (arXiv 2603.16867, switcher)
+verifier   state of the last token after the verification prompt → standardise → linear → sigmoid: the probability
+           that the completion is right
 """
 
 from dataclasses import dataclass

@@ -261,9 +261,7 @@ def _write_vocabulary(writer: gguf.GGUFWriter, model_dir: Path, hf_config: dict[
         writer.add_chat_template(vocabulary.chat_template)
 
 
-def _add_plain(
-    writer: gguf.GGUFWriter, target: str, value: np.ndarray, precision: Precision, embeddings: str
-) -> None:
+def _add_plain(writer: gguf.GGUFWriter, target: str, value: np.ndarray, precision: Precision, embeddings: str) -> None:
     """Norms and biases in f32, as llama.cpp wants them; matrices as the precision says."""
     if value.ndim == 1 or precision == "f32":
         writer.add_tensor(target, np.ascontiguousarray(value, dtype=np.float32))

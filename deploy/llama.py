@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-KvType = Literal["f32", "f16", "q8_0"]
+KvType = Literal["f16", "q8_0"]
 
-_GGML_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_GGML_TYPES = {"f16": 1, "q8_0": 8}
 _LOG_ERROR = 4
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 

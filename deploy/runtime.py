@@ -98,7 +98,7 @@ class DeviceModel:
         that is damaged or does not fit together."""
         self.manifest = read_manifest(directory)
         check_files(directory, self.manifest)
-        self._chat = Chat(directory / TOKENIZER_DIR)
+        self.chat = Chat(directory / TOKENIZER_DIR)
         self._num_threads = num_threads or _num_cores()
         self._kv_type: KvType = kv_type
         self._context: LlamaContext | None = None
@@ -106,7 +106,7 @@ class DeviceModel:
         self.heads: DeviceHeads | None = None
         if HEADS_FILE in self.manifest.files:
             self.heads = read_heads(directory / HEADS_FILE, self.manifest.base_sha256, self.model.hidden_size)
-            self._suffix = self._chat.encode(self.heads.verification_prompt)
+            self._suffix = self.chat.encode(self.heads.verification_prompt)
 
     def __enter__(self) -> "DeviceModel":
         return self
@@ -135,7 +135,7 @@ class DeviceModel:
         on_event("mode", (mode, probability))
         for number in range(1, request.num_completions):
             context.fork(0, number)
-        streams = [self._chat.stream() for _ in range(request.num_completions)]
+        streams = [self.chat.stream() for _ in range(request.num_completions)]
         first_token_s: list[float] = []
 
         def on_token(number: int, token_id: int) -> None:
@@ -144,9 +144,7 @@ class DeviceModel:
             if text := streams[number].add(token_id):
                 on_event("text", (number, text))
 
-        grown = decode_sequences(
-            context, len(prompt), logits, request.num_completions, limits, sampling, on_token
-        )
+        grown = decode_sequences(context, len(prompt), logits, request.num_completions, limits, sampling, on_token)
         decoded_s = time.perf_counter()
         scores = self.verify(context, grown)
         timings = {
@@ -172,11 +170,9 @@ class DeviceModel:
         if budget:
             question = manifest.budget_prompt_template.format(question=question, budget_tokens=budget)
         system = [{"role": "system", "content": manifest.system_prompt}] if manifest.system_prompt else []
-        return self._chat.prompt([*system, {"role": "user", "content": question}])
+        return self.chat.prompt([*system, {"role": "user", "content": question}])
 
-    def prefill(
-        self, context: LlamaContext, prompt: Sequence[int], mode: Mode
-    ) -> tuple[str, float | None, np.ndarray]:
+    def prefill(self, context: LlamaContext, prompt: Sequence[int], mode: Mode) -> tuple[str, float | None, np.ndarray]:
         """Compute the prompt without the adapter; returns the mode, the switcher's probability when it was asked, and
         the logits `[V]` of the base after the prompt (not there yet when reasoning was asked for)."""
         context.clear()
@@ -210,7 +206,7 @@ class DeviceModel:
         num_prompt_tokens: int,
         timings: dict[str, float],
     ) -> Answer:
-        texts = [self._chat.decode(g.token_ids) for g in grown]
+        texts = [self.chat.decode(g.token_ids) for g in grown]
         chosen = vote(texts, [1.0 if score is None else score for score in scores])
         completions = tuple(
             DeviceCompletion(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.base import AnswerVerdict, Outcome
 from rewards.answer_text import extract_answer_text
+from rewards.base import AnswerVerdict, Outcome
 from rewards.math_answer import verify_answer
 
 
