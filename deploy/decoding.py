@@ -154,8 +154,8 @@ def _compute(
             sequence.position += 1
     for first in range(0, len(rows), batch_tokens):
         batch = rows[first : first + batch_tokens]
-        tokens, positions, sequences, are_last = zip(*batch, strict=True)
-        context.decode(tokens, positions, [s.number for s in sequences], are_last)
+        token_ids, positions, sequences, are_last = zip(*batch, strict=True)
+        context.decode(token_ids, positions, [s.number for s in sequences], are_last)
         for index, (sequence, is_last) in enumerate(zip(sequences, are_last, strict=True)):
             if is_last:
                 take(sequence, context.hidden(index) if wants_states else context.logits(index))

@@ -86,9 +86,9 @@ def describe(answer: Answer) -> str:
             )
     num_tokens = sum(len(completion.token_ids) for completion in answer.completions)
     first, rate = answer.timings["first_token_s"], answer.timings["tokens_per_s"]
-    score = answer.completions[answer.chosen or 0].score
+    chosen = answer.completions[answer.chosen or 0].score
     lines.append(
-        f"answer: {answer.answer or '(none)'}{'' if score is None else f' (p(right) = {score:.2f})'} · {answer.mode} · "
+        f"answer: {answer.answer or '(none)'}{'' if chosen is None else f' (p(right) = {chosen:.2f})'} · {answer.mode} · "
         f"{num_tokens} tokens · first after {first * 1000:.0f} ms · {rate:.0f} tokens/s"
     )
     return "\n".join(lines)

@@ -69,7 +69,8 @@ def read_manifest(directory: Path) -> Manifest:
         if raw.pop("format_version") != FORMAT_VERSION:
             raise ExportError(f"{path}: expected format_version {FORMAT_VERSION}; this export needs another Terse")
         lists = ("stop_token_ids", "forced_answer_token_ids", "budgets_tokens")
-        manifest = Manifest(**{key: tuple(value) if key in lists else value for key, value in raw.items()})
+        values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in raw.items()}
+        manifest = Manifest(**values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path}: expected the manifest of an export, found something else ({error})") from error
     if manifest.start_rule != START_RULE:

@@ -25,7 +25,7 @@ def answer_key(text: str) -> str:
     if extracted is None:
         return ""
     answer = _WRAPPED.sub(r"\1", extracted.text)
-    answer = re.sub(r"\s|\$|\\[ ,;!]", "", answer).rstrip(".").lower() if extracted.is_marked else answer
+    answer = re.sub(r"\s|\\?\$|\\[ ,;!]", "", answer).rstrip(".").lower() if extracted.is_marked else answer
     if extracted.is_marked:
         return _plain_number(answer) if _NUMBER.fullmatch(answer) else answer
     numbers = _NUMBER.findall(answer)
