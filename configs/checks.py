@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.export_checks import int4_problems
 from configs.heads_checks import heads_problems
 from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
 from configs.reward_checks import reward_problems
@@ -85,7 +86,7 @@ def model_problems(config: RunConfig, hf_config: dict[str, Any]) -> list[str]:
             f"engine.num_gpus: expected a divisor of the {num_heads} attention heads of {config.model.path}, "
             f"found {config.engine.num_gpus}"
         )
-    return found
+    return [*found, *int4_problems(config, hf_config)]
 
 
 def value_at(config: RunConfig, key: str) -> Any:

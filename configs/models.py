@@ -47,7 +47,7 @@ def directory_problem(directory: Path) -> str:
     )
 
 
-def weights_sha256(model_path: str) -> str:
+def weights_sha256(model_path: str | Path) -> str:
     """Hex digest of the model's `*.safetensors` files, one after the other in the order of their names.
 
     `model_path` is a directory or a hub name whose files have been fetched.
@@ -56,7 +56,7 @@ def weights_sha256(model_path: str) -> str:
     if not directory.is_dir():
         from huggingface_hub import snapshot_download
 
-        directory = Path(snapshot_download(model_path, local_files_only=True, allow_patterns=["*.safetensors"]))
+        directory = Path(snapshot_download(str(model_path), local_files_only=True, allow_patterns=["*.safetensors"]))
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:

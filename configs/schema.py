@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from configs.export_schema import ExportSection
 from configs.heads_schema import HeadsSection, ScalingSection
 from configs.reward_schema import RewardSection
 
@@ -39,6 +40,11 @@ class ModelSection:
     """`embedded`, a Hugging Face model directory, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the base weights, in learner and engine; adapters are trained in fp32."""
+    base_precision: Literal["native", "int4"] = "native"
+    """int4: adapters are trained and sampled over a base whose linear layers lie on the int4 grid that the device file
+    holds (group 32, `deploy/quantize.py`); it is made once, in the run directory, which every node must see."""
+    quantize_method: Literal["nearest", "least_l2"] = "least_l2"
+    """How int4 scales are chosen: by the largest weight, or by the least squared error."""
     max_length_tokens: int = 8192
     """Prompt and completion together."""
     masked_lora: bool = True
@@ -342,6 +348,7 @@ class RunConfig:
     heads: HeadsSection = field(default_factory=HeadsSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     scaling: ScalingSection = field(default_factory=ScalingSection)
+    export: ExportSection = field(default_factory=ExportSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 

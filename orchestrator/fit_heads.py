@@ -22,9 +22,10 @@ from actors.heads import HEADS_FILE, Heads, Switcher, pack_heads
 from actors.inference import BASE, REASONING
 from actors.types import Prompt, Reads, Task
 from configs.heads_schema import HeadsSection
-from configs.models import resolve_model_path, weights_sha256
+from configs.models import weights_sha256
 from configs.schema import RunConfig
 from orchestrator import run_files
+from orchestrator.base_model import base_model_path
 from orchestrator.inference_pool import InferencePool, InferenceRequest
 from orchestrator.prompts import Prompter, fitting_prompts
 from orchestrator.stage import Stage
@@ -62,7 +63,7 @@ def fit_heads(stage: Stage, version: int) -> None:
     data = gather(pool, training_prompts(stage, config.num_tasks), config, stage.config, version)
     sources = gather_sources(pool, stage) if config.switcher_labels == "sources" else None
     heads, metrics = train_heads(data, config, stage.config.run.seed, sources)
-    heads = replace(heads, base_sha256=weights_sha256(resolve_model_path(stage.config.model.path)))
+    heads = replace(heads, base_sha256=weights_sha256(base_model_path(stage.config)))
     stage.tracker.log_metrics({f"heads/{name}": value for name, value in metrics.items()}, step=0)
     run_files.write_text(stage.directory / "metrics.json", json.dumps(metrics, indent=2))
     stage.tracker.log_file(run_files.write_bytes(stage.directory / HEADS_FILE, pack_heads(heads)), "heads")

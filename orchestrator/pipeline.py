@@ -1,4 +1,4 @@
-"""The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, report."""
+"""The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, export, report."""
 
 import itertools
 import logging
@@ -17,13 +17,14 @@ from actors.learner_group import LearnerLost
 from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
-from configs.models import resolve_model_path
 from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
+from orchestrator.base_model import base_model_path
 from orchestrator.cluster import start_cluster
 from orchestrator.evaluate import evaluate, evaluate_caps
 from orchestrator.events import EVENTS_FILE, Event, recorded
 from orchestrator.events import append as append_event
+from orchestrator.export import export, is_exported
 from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.probe import prove_cap_holds
@@ -38,10 +39,11 @@ from orchestrator.train import train
 
 log = logging.getLogger(__name__)
 
-STAGES = ("sft", "rl", "heads", "evaluate")
+STAGES = ("sft", "rl", "heads", "evaluate", "export")
 EVALUATED = ("base", "sft", "rl")
 FREE_SETTINGS = (
-    *("cluster.", "tracking.", "evaluation.", "scaling.", "run.dir", "run.keep_", "rollout.generate_timeout_s"),
+    *("cluster.", "tracking.", "evaluation.", "scaling.", "export.", "run.dir", "run.keep_"),
+    "rollout.generate_timeout_s",
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
 """What may change between two calls on one run directory without making its files lie: keys or their beginnings."""
@@ -72,8 +74,11 @@ def run_missing(config: RunConfig, stages: Sequence[str]) -> Path:
     if not todo:
         return build_report(run_dir)
     with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
-        run_stages(config, todo, parent)
+        if on_cluster := [name for name in todo if name != "export"]:
+            run_stages(config, on_cluster, parent)
         report = build_report(run_dir)
+        if "export" in todo:
+            report = run_export(config, parent)
         parent.log_metrics(final_metrics(run_dir), step=0)
         parent.log_directory(run_dir / "figures", "figures")
         for name in ("report.html", "report.md", "summary.json"):
@@ -83,7 +88,7 @@ def run_missing(config: RunConfig, stages: Sequence[str]) -> Path:
 
 def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None:
     """Start the cluster once and run the stages on it."""
-    model_path = str(resolve_model_path(config.model.path))
+    model_path = base_model_path(config)
     with ExitStack() as stack:
         with part_of(config.run_dir, "start"):
             cluster = stack.enter_context(start_cluster(config, model_path, partial(record_event, config.run_dir)))
@@ -112,6 +117,21 @@ def run_stage(stage: Stage) -> None:
                 ) from error
             log.warning("%s; starting the learner again, from the last checkpoint", error)
             stage.cluster.restart_learner(str(error))
+
+
+def export_only(config: RunConfig, force: bool) -> Path:
+    """The export of a run that is trained, in place of one that is there when `force`."""
+    claim_run_dir(config)
+    with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
+        build_report(config.run_dir)
+        return run_export(config, parent, force)
+
+
+def run_export(config: RunConfig, parent: Tracker, force: bool = False) -> Path:
+    """Needs no cluster; the report's figures and numbers go into the model card. Returns the path of the new report."""
+    with part_of(config.run_dir, "export"), start_tracker(config, "export", parent_run_id=parent.run_id) as tracker:
+        tracker.log_metrics(export(config, require_adapter(config, "rl"), parent.run_id, force), step=0)
+    return build_report(config.run_dir)
 
 
 def run_sft(stage: Stage) -> None:
@@ -180,6 +200,8 @@ def is_done(config: RunConfig, stage: str) -> bool:
         )
     if stage == "heads":
         return config.heads.num_tasks == 0 or (config.run_dir / "heads" / HEADS_FILE).is_file()
+    if stage == "export":
+        return is_exported(config.run_dir)
     if stage == "sft" and config.sft.adapter:
         return True
     section = config.sft if stage == "sft" else config.rl

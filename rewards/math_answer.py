@@ -6,41 +6,16 @@ off, since they are signals, which work in a main thread only and not while C co
 """
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 from math_verify import parse, verify
 
-from rewards.base import THINK_CLOSE, THINK_OPEN, AnswerVerdict, Outcome
+from rewards.answer_text import Extracted, extract
+from rewards.base import AnswerVerdict, Outcome
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-"""Opening of a box, an escaped character (never a brace that groups), a brace."""
-_HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(\.[0-9]+)?")
-_FULL_STOP = re.compile(r"(?<=[0-9])\.$")
-
-
-@dataclass(frozen=True, slots=True)
-class _Extracted:
-    text: str
-    is_marked: bool
-    """Boxed or after `####`, so all of it is the answer; else the answer stands somewhere in it."""
-
-
-def extract_answer_text(text: str) -> str | None:
-    """The part of a completion that states its answer; None when there is none.
-
-    What counts is the text after the last `</think>`, or all of it without one; a thought that was opened and
-    not closed has no answer. In that part: the last `\\boxed{…}` with balanced braces, else the last `#### …`
-    up to the end of its line, else the part as it is. Takes linear time.
-
-    Examples: `<think>3+4=7</think>It is \\boxed{7}.` → `7`; `#### 7` → `7`; `so it is 7` → `so it is 7`;
-    `<think>3+4=7` → None; `\\boxed{}` → None.
-    """
-    extracted = _extract(text)
-    return extracted.text if extracted else None
 
 
 def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
@@ -52,7 +27,7 @@ def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
     cannot be parsed.
     """
     reference = _extract_reference(reference_answer)
-    extracted = _extract(text)
+    extracted = extract(text)
     if extracted is None:
         return AnswerVerdict(outcome=Outcome.UNPARSABLE, answer="")
     is_equal = _compare_numbers(extracted.text, reference)
@@ -65,33 +40,6 @@ def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
     is_equal = verify(gold, parsed, timeout_seconds=None)
     answer = extracted.text if extracted.is_marked else _matched_text(parsed)
     return AnswerVerdict(outcome=Outcome.CORRECT if is_equal else Outcome.WRONG, answer=answer)
-
-
-def _extract(text: str) -> _Extracted | None:
-    part = text.rpartition(THINK_CLOSE)[2]
-    if THINK_OPEN in part:
-        return None
-    marked = _last_boxed(part)
-    if marked is None:
-        lines = _HASHES.findall(part)
-        marked = lines[-1] if lines else None
-    answer = part.strip() if marked is None else _FULL_STOP.sub("", marked.strip())
-    return _Extracted(text=answer, is_marked=marked is not None) if answer else None
-
-
-def _last_boxed(text: str) -> str | None:
-    """Content of the box that opens last among those that close; one pass with a stack of open braces."""
-    open_braces: list[tuple[int, bool]] = []
-    last_start, content = -1, None
-    for match in _BRACES.finditer(text):
-        token = match.group()
-        if token == "}":
-            start, is_box = open_braces.pop() if open_braces else (-1, False)
-            if is_box and start > last_start:
-                last_start, content = start, text[start : match.start()]
-        elif token.endswith("{") and token != r"\{":
-            open_braces.append((match.end(), token != "{"))
-    return content
 
 
 def _compare_numbers(answer: str, reference: str) -> bool | None:
@@ -110,7 +58,7 @@ def _compare_numbers(answer: str, reference: str) -> bool | None:
 
 
 @lru_cache(maxsize=1024)
-def _parse(extracted: _Extracted) -> list[Any]:
+def _parse(extracted: Extracted) -> list[Any]:
     """What math-verify makes of it: a sympy expression and the text it came from, or either, or nothing.
 
     Cached, since completions of a task often agree, and grouping compares an answer with several others. It looks
@@ -127,7 +75,7 @@ def _matched_text(parsed: list[Any]) -> str:
 
 def _extract_reference(reference_answer: str) -> str:
     """The reference answer itself, which may also be given as a solution that ends in its answer."""
-    extracted = _extract(reference_answer)
+    extracted = extract(reference_answer)
     if extracted is None:
         raise ValueError(f"reference answer {reference_answer!r}: expected a mathematical answer, found none in it")
     return extracted.text
@@ -136,7 +84,7 @@ def _extract_reference(reference_answer: str) -> str:
 @lru_cache(maxsize=1024)
 def _parse_reference(reference_answer: str) -> list[Any]:
     """Cached, since the G completions of a task share it. The whole reference counts, so it is boxed."""
-    parsed = _parse(_Extracted(text=_extract_reference(reference_answer), is_marked=True))
+    parsed = _parse(Extracted(text=_extract_reference(reference_answer), is_marked=True))
     if not parsed:
         raise ValueError(f"reference answer {reference_answer!r}: expected something that math-verify can parse")
     return parsed

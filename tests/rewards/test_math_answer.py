@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards.answer_text import extract_answer_text
 from rewards.base import AnswerVerdict, Outcome
-from rewards.math_answer import extract_answer_text, verify_answer
+from rewards.math_answer import verify_answer
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""Settings of the export for devices; part of `configs.schema`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSection:
+    """The files for a device, and how close they must be to what was trained."""
+
+    precision: Literal["f32", "f16", "int4"] = "f16"
+    """Of the base's linear layers on the device; int4 packs the grid of `model.base_precision=int4`, or one made of
+    the native base."""
+    embeddings: Literal["f16", "q8_0"] = "q8_0"
+    """Of embeddings and lm_head beside int4 layers."""
+    default_cap_tokens: int = 0
+    """The device forces an answer after so many tokens unless it is told otherwise; 0: no cap."""
+    parity_prompts: int = 100
+    """Held-out prompts that the files are compared with the training stack on; 0 leaves the comparison out."""
+    parity_tokens: int = 256
+    """Completions are compared up to this length."""
+    min_greedy_agreement: float = 0.99
+    """Share of greedy completions that must be the same token for token …"""
+    min_greedy_agreement_int4: float = 0.85
+    """… and with int4, where llama.cpp rounds activations to 8 bits as well."""
+    max_logprob_gap: float = 0.05
+    """Mean |device - training stack| of the logprobs of completion tokens, in nats."""
+    max_accuracy_gap: float = 0.01
+    """|accuracy of the device - of the training stack's own greedy completions|, beyond one task."""
+    max_score_gap: float = 0.05
+    """Largest difference of a switcher probability or verifier score."""
