@@ -262,7 +262,8 @@ def read_pins(machine: Machine) -> dict[str, str]:
     if not path.is_file():
         return {}
     lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return dict((part.strip() for part in line.split("==", 1)) for line in lines if "==" in line)
+    pairs = (line.partition("==") for line in lines if "==" in line)
+    return {name.strip(): pin.strip() for name, _, pin in pairs}
 
 
 def render(checks: Sequence[Check]) -> str:
