@@ -65,6 +65,10 @@ class Dispatcher:
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
+    def num_in(self, stage: str) -> int:
+        """Groups in `generate` or `score` now."""
+        return sum(call.stage == stage for call in list(self._in_flight.values()))
+
     def submit(self, request: GroupRequest) -> None:
         """Start making a group."""
         sampling = (request.group_size, request.sampling, request.policy_version)
@@ -100,7 +104,7 @@ class Dispatcher:
         """`3 groups in generate (oldest 41 s), 1 in score (oldest 2 s)`."""
         parts = []
         for stage in ("generate", "score"):
-            ages = [time.monotonic() - call.since_s for call in self._in_flight.values() if call.stage == stage]
+            ages = [time.monotonic() - call.since_s for call in list(self._in_flight.values()) if call.stage == stage]
             if ages:
                 parts.append(f"{len(ages)} groups in {stage} (oldest {max(ages):.0f} s)")
         return ", ".join(parts) or "nothing in flight"
