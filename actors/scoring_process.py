@@ -11,8 +11,9 @@ verdicts the other. Nothing is unpickled, and the child (`python -m actors.scori
 more than its verifier.
 
 Covered: hangs in Python and in C, runaway memory, crashes, an owner that is killed (the kernel ends a child
-that outlives its deadline; an idle one reads end-of-file). Not covered: a text that takes over the Python
-process; this is a guard against accidents, not a sandbox.
+that outlives its deadline; an idle one reads end-of-file). A text that takes over the Python process gets no network,
+writes no files and starts or signals no processes (`actors.confinement`), where the platform allows that; its group's
+texts and reference answer are open to it, and so are all files that the user may read.
 """
 
 import argparse
@@ -31,7 +32,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from actors.confinement import confine
 from rewards.base import AnswerVerdict, Outcome
+
+log = logging.getLogger(__name__)
 
 Verifier = Callable[[str, str], AnswerVerdict]
 """(text, reference answer) → verdict; raises ValueError for a bad reference answer."""
@@ -39,6 +43,8 @@ Verifier = Callable[[str, str], AnswerVerdict]
 ANSWER_VERIFIER = "rewards.math_answer:verify_answer"
 MEMORY_LIMIT_BYTES = 4 * 2**30
 """Address space of the child."""
+FILE_LIMIT_BYTES = 2**20
+"""Of what the child writes to its stderr, the only file it has."""
 START_TIMEOUT_S = 120.0
 OWNER_GONE_GRACE_S = 5.0
 """A child this long past a deadline has no owner left to kill it."""
@@ -61,10 +67,12 @@ class Scorer:
         self._at_work = self._start_process()
         self._spare = self._start_process()
         try:
-            self._at_work.wait_ready()
+            unconfined = self._at_work.wait_ready()
         except RuntimeError:
             self.close()
             raise
+        if unconfined:
+            log.warning("scoring processes keep the rights of this one: %s", unconfined)
 
     def ensure_ready(self) -> int:
         """Process id of a process that is ready, a fresh one if the last has died while idle."""
@@ -127,7 +135,7 @@ class _Process:
         """Returns at once; `wait_ready` waits for the child's imports."""
         self._socket, child_socket = socket.socketpair()
         self._received = bytearray()
-        self._is_ready = False
+        self._unconfined: str | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
         command = [sys.executable, "-P", "-W", "ignore", "-m", "actors.scoring_process"]
         command += ["--socket-fd", str(child_socket.fileno()), "--verifier", verifier, "--deadline-s", str(deadline_s)]
@@ -152,12 +160,15 @@ class _Process:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def wait_ready(self) -> None:
-        """Raises RuntimeError with the child's last words when it does not get ready."""
-        if self._is_ready:
-            return
+    def wait_ready(self) -> str:
+        """Why the child could not be confined; empty when it is.
+
+        Raises RuntimeError with the child's last words when it does not get ready.
+        """
+        if self._unconfined is not None:
+            return self._unconfined
         try:
-            self.receive(START_TIMEOUT_S)
+            self._unconfined = self.receive(START_TIMEOUT_S)["unconfined"]
         except (EOFError, ConnectionError, TimeoutError) as error:
             self._process.kill()
             status = self._process.wait()
@@ -166,7 +177,7 @@ class _Process:
                 f"scoring process did not start: {reason}, exit status {status}; "
                 f"its stderr ends with:\n{self._stderr_tail()}"
             ) from error
-        self._is_ready = True
+        return self._unconfined
 
     def send(self, message: dict[str, Any], timeout_s: float) -> None:
         """Raises TimeoutError, or ConnectionError when the child is gone."""
@@ -201,10 +212,10 @@ class _Process:
         return self._stderr.read().decode(errors="replace").strip() or "(nothing)"
 
 
-def serve(connection: socket.socket, verify: Verifier, deadline_s: float) -> None:
-    """The child's loop: answer requests until the owner closes its end."""
+def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconfined: str) -> None:
+    """The child's loop: say that it is ready, and why it is not confined, then answer until the owner closes its end."""
     with connection, connection.makefile("rb") as requests:
-        _send_line(connection, {"ready": os.getpid()})
+        _send_line(connection, {"unconfined": unconfined})
         for line in requests:
             request = json.loads(line)
             for text in request["texts"]:
@@ -240,10 +251,13 @@ def main() -> None:
     verify = _load_verifier(arguments.verifier)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # both are inherited from whoever started the owner
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    connection = socket.socket(fileno=arguments.socket_fd)
+    unconfined = confine()
     try:
-        serve(socket.socket(fileno=arguments.socket_fd), verify, arguments.deadline_s)
+        serve(connection, verify, arguments.deadline_s, unconfined)
     except (BrokenPipeError, ConnectionResetError):
         return  # the owner is gone
 

@@ -104,6 +104,10 @@ class Dispatcher:
     def num_in_flight(self) -> int:
         return len(self._in_flight) + sum(map(len, self._waiting.values()))
 
+    def num_in(self, stage: str) -> int:
+        """Groups in `generate` or `score` now, those that wait for an actor included."""
+        return sum(item.call.stage == stage for item in list(self._in_flight.values())) + len(self._waiting[stage])
+
     def submit(self, request: GroupRequest) -> None:
         """Start making a group."""
         self._begin(_Call(request=request, stage="generate"))
@@ -135,7 +139,8 @@ class Dispatcher:
         """`3 groups in generate (oldest 41 s), 1 in score (oldest 2 s), 4 for a rollout actor`."""
         parts = []
         for stage, pool in self._pools.items():
-            ages = [time.monotonic() - item.since_s for item in self._in_flight.values() if item.call.stage == stage]
+            items = list(self._in_flight.values())  # a copy: a watching thread asks too
+            ages = [time.monotonic() - item.since_s for item in items if item.call.stage == stage]
             if ages:
                 parts.append(f"{len(ages)} groups in {stage} (oldest {max(ages):.0f} s)")
             if self._waiting[stage]:

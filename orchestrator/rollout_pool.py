@@ -5,8 +5,6 @@ unblocks new prompts. Staleness is bounded by construction: at most `(max_stalen
 groups exist at once, and `take` leaves groups behind only if later steps can still use them in time.
 """
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +15,6 @@ from actors.types import AdapterRef, DroppedGroup, HardCap, Prompt, RolloutGroup
 from configs.schema import RlSection
 from orchestrator.dispatcher import Dispatcher, GroupRequest
 from rewards.length_state import NO_MEMORY, LengthState
-
-log = logging.getLogger(__name__)
-
-REPORT_WAITING_S = 30.0
 
 PromptSource = Callable[[int], tuple[Task, Prompt]]
 """Task and prompt of an index in the seeded stream."""
@@ -48,10 +42,12 @@ class RolloutPool:
         sampling: Sampling,
         config: RlSection,
         cap: HardCap | None = None,
+        show: Callable[[dict[str, float]], None] = lambda depths: None,
     ):
-        """`load_adapter(ref, packed)` returns once every engine holds the adapter and has said so."""
+        """`load_adapter(ref, packed)` returns once every engine holds the adapter and has said so. `show` gets
+        `queue_depths` while `take` waits."""
         self._dispatcher, self._load_adapter, self._prompt_at = dispatcher, load_adapter, prompt_at
-        self._sampling, self._config, self._cap = sampling, config, cap
+        self._sampling, self._config, self._cap, self._show = sampling, config, cap, show
         self._redo = list(cursor.unfinished)
         self._next_index = cursor.next_index
         self._length_state = NO_MEMORY
@@ -61,6 +57,10 @@ class RolloutPool:
         self._ready: list[tuple[GroupRequest, RolloutGroup]] = []
         self._num_consecutive_drops = 0
         self._dropped: list[DroppedGroup] = []
+
+    @property
+    def _num_slots(self) -> int:
+        return (self._config.max_staleness + 1) * self._config.groups_per_step
 
     @property
     def cursor(self) -> TaskCursor:
@@ -87,8 +87,8 @@ class RolloutPool:
         Raises RuntimeError after `max_consecutive_drops` drops in a row, or when the engines stall.
         """
         version = self._require_current().version
-        last_report_s = time.monotonic()
         while True:
+            self._show(self.queue_depths())
             chosen = choose_groups(
                 [group.policy_version for _, group in self._ready],
                 [request.policy_version for request in self._pending.values()],
@@ -106,12 +106,20 @@ class RolloutPool:
                 )
             for request, group in self._dispatcher.wait():
                 self._receive(request, group)
-            if time.monotonic() - last_report_s > REPORT_WAITING_S:
-                last_report_s = time.monotonic()
-                log.info(
-                    "waiting: %d of %d groups ready, %d in flight, %d dropped for equal rewards",
-                    *(len(self._ready), num_groups, len(self._pending), len(self._dropped)),
-                )
+
+    def queue_depths(self) -> dict[str, float]:
+        """How many groups are where, of how many slots."""
+        return {
+            "rollout/queue_generating": float(self._dispatcher.num_in("generate")),
+            "rollout/queue_scoring": float(self._dispatcher.num_in("score")),
+            "rollout/queue_ready": float(len(self._ready)),
+            "rollout/slots": float(self._num_slots),
+        }
+
+    def describe_waiting(self) -> str:
+        """`9 of 16 groups ready, 2 dropped; 5 groups in generate (oldest 41 s), 2 in score (oldest 2 s)`."""
+        counts = f"{len(self._ready)} of {self._num_slots} groups ready, {len(self._dropped)} dropped"
+        return f"{counts}; {self._dispatcher.describe_waiting()}"
 
     def pop_dropped(self) -> list[DroppedGroup]:
         """Groups dropped since the last call."""
@@ -138,8 +146,7 @@ class RolloutPool:
 
     def _fill_slots(self) -> None:
         version = self._require_current().version
-        num_slots = (self._config.max_staleness + 1) * self._config.groups_per_step
-        while len(self._pending) + len(self._ready) < num_slots:
+        while len(self._pending) + len(self._ready) < self._num_slots:
             index = self._next_prompt_index()
             task, prompt = self._prompt_at(index)
             request = GroupRequest(

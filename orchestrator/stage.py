@@ -1,7 +1,7 @@
 """What every stage is given, and the bookkeeping that all stages share."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from actors.types import Prompt
 from configs.schema import RunConfig
 from orchestrator import events
 from orchestrator.cluster import Cluster
+from orchestrator.dashboard import Dashboard
 from orchestrator.events import Event
 from orchestrator.metrics import DROP_REASONS
 from orchestrator.progress import Progress
@@ -28,6 +29,7 @@ class Stage:
     cluster: Cluster
     tracker: Tracker
     tokenizer: Any
+    dashboard: Dashboard = field(default_factory=Dashboard)
 
     @property
     def directory(self) -> Path:
@@ -39,12 +41,17 @@ class Stage:
         return self.tokenizer.decode(prompt.token_ids, skip_special_tokens=True)
 
     def record(self, step: int, metrics: dict[str, float], progress: Progress) -> None:
-        """One step's metrics: to the run directory, to MLflow, and to whoever watches."""
+        """One step's metrics: to the run directory, to Ray's dashboard, to MLflow, and to whoever watches."""
         append_metrics(self.config.run_dir, self.name, step, metrics)
         if dropped := num_dropped(metrics):
             self.event(Event.DROPPED, step, **dropped)
+        self.show(metrics)
         self.tracker.log_metrics(metrics, step)
         progress.update(step, metrics)
+
+    def show(self, metrics: dict[str, float]) -> None:
+        """On Ray's dashboard, which has only the newest values."""
+        self.dashboard.show(metrics, run=self.config.run.name, stage=self.name)
 
     def event(self, event: Event, step: int | None = None, **details: Any) -> None:
         """Write down what happened, in `events.jsonl`."""

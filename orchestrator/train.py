@@ -6,7 +6,7 @@ asynchronous training are this one path; `rl.max_staleness` says how far generat
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from orchestrator.prompts import Prompter, held_out_prompts, make_cap
 from orchestrator.rollout_pool import RolloutPool
 from orchestrator.run_files import forget_steps_after, write_samples
 from orchestrator.stage import Stage
+from orchestrator.watchdog import Watchdog
 from rewards.length import next_state as next_length_state
 
 log = logging.getLogger(__name__)
@@ -49,9 +50,13 @@ def train(stage: Stage, start_adapter: bytes) -> None:
     published = learner.publish()
     prove_adapters_reach(stage.cluster, *published, prompt=prompter.at(0)[1])
     pool.use_adapter(*published, state.length_state)
-    with stop_between_steps() as stop, Progress("rl", state.step, config.rl.num_steps) as progress:
+    with (
+        stop_between_steps() as stop,
+        Progress("rl", state.step, config.rl.num_steps) as progress,
+        Watchdog(pool.describe_waiting) as watchdog,
+    ):
         while state.step < config.rl.num_steps:
-            clock = StepClock()
+            clock = StepClock(watchdog.begin)
             groups = pool.take(config.rl.groups_per_step)
             clock.mark("rollout")
             batch = make_batch(groups, config, state, learner)
@@ -149,6 +154,7 @@ def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPoo
         ),
         config=stage.config.rl,
         cap=cap,
+        show=stage.show,
     )
 
 
@@ -238,15 +244,22 @@ def is_due(step: int, every_steps: int) -> bool:
 class StepClock:
     """Where a step's time went: `time/rollout_s`, `time/update_s`, `time/publish_s`, `time/step_s`."""
 
-    def __init__(self) -> None:
+    WAITS_FOR = ("groups to be generated and scored", "the learner's update", "engines to load the adapter", "files")
+    """In each part of a step; `files` are metrics, samples and checkpoints, and evaluation counts among them."""
+
+    def __init__(self, begin: Callable[[str], None]) -> None:
+        """`begin` is told what is waited for, part after part."""
         self._start_s = self._last_s = time.monotonic()
         self._parts: dict[str, float] = {}
+        self._begin = begin
+        begin(self.WAITS_FOR[0])
 
     def mark(self, part: str) -> None:
         """Everything since the last mark was `part`."""
         now = time.monotonic()
         self._parts[f"time/{part}_s"] = now - self._last_s
         self._last_s = now
+        self._begin(self.WAITS_FOR[len(self._parts)])
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
         """With `rollout/tokens_per_s`: tokens generated for the step, over all of its time."""

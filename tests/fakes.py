@@ -73,6 +73,12 @@ class FakeDispatcher:
         self.requests.append(request)
         self.submitted.append((request.group_id, request.policy_version))
 
+    def num_in(self, stage: str) -> int:
+        return len(self.requests) if stage == "generate" else 0
+
+    def describe_waiting(self) -> str:
+        return f"{len(self.requests)} groups in generate"
+
     def wait(self) -> list[tuple[GroupRequest, RolloutGroup]]:
         group_id = self._finish(request.group_id for request in self.requests)
         request = next(r for r in self.requests if r.group_id == group_id)

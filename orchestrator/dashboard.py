@@ -1,0 +1,30 @@
+"""A run's metrics on Ray's dashboard, and for the Prometheus that scrapes the cluster.
+
+They have MLflow's names with `_` for `/`; Ray puts `ray_` in front of what a program exports:
+`rollout/tokens_per_s` is `ray_terse_rollout_tokens_per_s`, labelled with run and stage.
+"""
+
+import re
+
+from ray.util.metrics import Gauge
+
+TAGS = ("run", "stage")
+
+
+class Dashboard:
+    """Gauges of one driver, each made when its metric first comes up."""
+
+    def __init__(self) -> None:
+        self._gauges: dict[str, Gauge] = {}
+
+    def show(self, metrics: dict[str, float], *, run: str, stage: str) -> None:
+        """The newest values; needs a connected Ray driver to reach anybody."""
+        for name, value in metrics.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(exported_name(name), description=name, tag_keys=TAGS)
+            self._gauges[name].set(float(value), tags={"run": run, "stage": stage})
+
+
+def exported_name(metric: str) -> str:
+    """`rollout/logprob_gap_mean` → `terse_rollout_logprob_gap_mean`; what Prometheus does not take becomes `_`."""
+    return "terse_" + re.sub(r"\W", "_", metric, flags=re.ASCII)
