@@ -114,6 +114,7 @@ def test_the_run_directory_holds_what_the_design_says(interrupted_and_resumed):
         *files,
         "heads/heads.safetensors",
         "heads/metrics.json",
+        "export/manifest.json",
         "figures/switcher.png",
         "figures/scaling.png",
     ):
@@ -143,7 +144,7 @@ def test_mlflow_has_one_parent_and_a_child_per_stage(interrupted_and_resumed):
     client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("terse")
     runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"pipeline", "sft", "rl", "heads", "evaluate"}
+    assert set(runs) == {"pipeline", "sft", "rl", "heads", "evaluate", "export"}
     parent = runs.pop("pipeline")
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
@@ -171,7 +172,7 @@ def test_a_finished_run_does_nothing_again(interrupted_and_resumed):
     third = start(run_dir.parent)
     _, errors = third.communicate(timeout=120)
     assert third.returncode == 0
-    assert errors.count("done before, skipped") == 4
+    assert errors.count("done before, skipped") == 5
     assert "adapter sync proved" not in errors
 
 
