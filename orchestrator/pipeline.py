@@ -144,7 +144,7 @@ def is_done(config: RunConfig, stage: str) -> bool:
             for policy in EVALUATED
         )
     if stage == "export":
-        return is_exported(config.run_dir)
+        return is_exported(config.run_dir) or not config.export.at_end
     if stage == "sft" and config.sft.adapter:
         return True
     section = config.sft if stage == "sft" else config.rl

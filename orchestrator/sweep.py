@@ -123,6 +123,7 @@ def make_trials(base: RunConfig, config: str, axes: dict[str, list[Any]], fixed:
         values = dict(zip(axes, combination, strict=True))
         name = trial_name(values)
         place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", f"tracking.uri={tracking_uri(base)}"]
+        place.append("export.at_end=false")
         settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         try:
             trials.append(Trial(name=name, values=values, config=load_config(config, [*fixed, *settings, *place])))

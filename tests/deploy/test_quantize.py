@@ -28,7 +28,7 @@ def test_a_group_of_zeros_stays_zero():
     weight = random_weight((2, 64))
     weight[0, :32] = 0.0
     for method in ("nearest", "least_l2"):
-        q, scales = quantize(weight, method)
+        q, _ = quantize(weight, method)
         assert q[0, :32].tolist() == [0] * 32
         assert np.abs(q[0, 32:]).max() >= 7
 
