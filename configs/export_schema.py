@@ -8,6 +8,8 @@ from typing import Literal
 class ExportSection:
     """The files for a device, and how close they must be to what was trained."""
 
+    at_end: bool = True
+    """Export when `run` has evaluated; a sweep's trials do not."""
     precision: Literal["f32", "f16", "int4"] = "f16"
     """Of the base's linear layers on the device; int4 packs the grid of `model.base_precision=int4`, or one made of
     the native base."""

@@ -65,6 +65,7 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
     if target.exists() and not force:
         raise RuntimeError(f"{target}: expected no export, found one; --force replaces it")
     temporary = target.with_name(f".{EXPORT_DIR}.{uuid.uuid4().hex}")
+    replaced = temporary.with_name(f"{temporary.name}.old")
     temporary.mkdir(parents=True)
     try:
         base_dir = exported_base(config)
@@ -73,10 +74,12 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
         write_card(config, temporary, parity)
         _add_to_manifest(temporary, [CARD_FILE, *CARD_FIGURES])
         if target.exists():
-            shutil.rmtree(target)
+            # Out of the way first: at no time is there half an export under the name.
+            os.replace(target, replaced)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     log.info('export: %s; try: terse device %s --prompt "…"', target, target)
     return parity_metrics(parity)
 

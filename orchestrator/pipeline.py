@@ -201,7 +201,7 @@ def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "heads":
         return config.heads.num_tasks == 0 or (config.run_dir / "heads" / HEADS_FILE).is_file()
     if stage == "export":
-        return is_exported(config.run_dir)
+        return is_exported(config.run_dir) or not config.export.at_end
     if stage == "sft" and config.sft.adapter:
         return True
     section = config.sft if stage == "sft" else config.rl

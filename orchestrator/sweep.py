@@ -122,7 +122,7 @@ def make_trials(base: RunConfig, config: str, axes: dict[str, list[Any]], fixed:
     for combination in itertools.product(*axes.values()):
         values = dict(zip(axes, combination, strict=True))
         name = trial_name(values)
-        place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}"]
+        place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", "export.at_end=false"]
         # A trial inherits MLFLOW_TRACKING_URI, which may hold a password, and that belongs in no file.
         if base.tracking.uri or not os.environ.get("MLFLOW_TRACKING_URI"):
             place.append(f"tracking.uri={tracking_uri(base)}")

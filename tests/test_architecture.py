@@ -21,6 +21,7 @@ ONLY_IMPORTERS = {
     "mlflow": {"orchestrator/tracking.py"},
     "matplotlib": {"orchestrator/figures.py"},
     "gguf": {"deploy/gguf.py"},
+    "xllamacpp": {"deploy/llama.py"},
 }
 MAX_LINES = 400
 

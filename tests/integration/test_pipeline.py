@@ -47,6 +47,8 @@ SETTINGS = [
     "scaling.sizes=[1,2,4]",
     "scaling.caps_tokens=[16]",
     "scaling.num_timed_tasks=1",
+    # With eight prompts one near tie is an eighth.
+    "export.min_greedy_agreement=0.8",
 ]
 
 
@@ -115,6 +117,8 @@ def test_the_run_directory_holds_what_the_design_says(interrupted_and_resumed):
         "heads/heads.safetensors",
         "heads/metrics.json",
         "export/manifest.json",
+        "export/MODEL_CARD.md",
+        "parity.json",
         "figures/switcher.png",
         "figures/scaling.png",
     ):

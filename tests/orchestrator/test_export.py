@@ -1,0 +1,101 @@
+"""The export stage on the embedded model: written whole, compared, refused, replaced."""
+
+import json
+
+import pytest
+
+from actors import adapters
+from configs.load import ConfigError, load_config
+from configs.models import weights_sha256
+from deploy.device import main as device
+from deploy.manifest import check_files, read_manifest
+from orchestrator.export import ask, export, is_exported
+from tests.deploy.exports import make_adapter, write_heads
+
+# The random adapter makes near ties: which token is first is not the point here.
+SETTINGS = (
+    "evaluation.num_tasks=4",
+    "export.parity_tokens=16",
+    "export.min_greedy_agreement=0.5",
+    "export.min_greedy_agreement_int4=0",
+)
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_model_dir):
+    return make_adapter(tiny_model_dir)
+
+
+def configured(root, *overrides):
+    return load_config("quickstart", [f"run.dir={root}", "run.name=r", *SETTINGS, *overrides])
+
+
+def test_an_export_is_whole_and_runs(tmp_path, packed, tiny_model_dir, capsys):
+    config = configured(tmp_path)
+    write_heads(config.run_dir / "heads" / "heads.safetensors", weights_sha256(tiny_model_dir), 192)
+    metrics = export(config, packed, run_id="abc")
+    directory = config.run_dir / "export"
+    manifest = read_manifest(directory)
+    check_files(directory, manifest)
+    names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert names == {*manifest.files, "manifest.json"}
+    assert {"base.gguf", "adapter.gguf", "heads.safetensors", "tokenizer/tokenizer.json", "MODEL_CARD.md"} <= names
+    assert (
+        adapters.unpack(adapters.read_directory(directory / "adapter"))[0].keys() == adapters.unpack(packed)[0].keys()
+    )
+    assert (manifest.training["run_id"], manifest.switcher, manifest.default_cap) == ("abc", {"threshold": 0.5}, None)
+    assert metrics["export/reasoning/mean_logprob_gap"] < 0.01
+    assert metrics["export/switcher_gap"] < 0.05
+    assert json.loads((config.run_dir / "parity.json").read_text())["num_prompts"] == 4
+    assert device([str(directory), "--prompt", "1+1=?", "--cap", "4", "--threads", "1"]) == 0
+    assert "·" in capsys.readouterr().out
+    assert "→" in ask(config)
+
+
+def test_an_export_is_replaced_by_force_only(tmp_path, packed):
+    config = configured(tmp_path, "export.parity_prompts=0")
+    assert export(config, packed, "") == {}
+    before = (config.run_dir / "export" / "manifest.json").read_text()
+    with pytest.raises(RuntimeError, match="expected no export, found one; --force replaces it"):
+        export(config, packed, "")
+    capped = configured(tmp_path, "export.parity_prompts=0", "export.default_cap_tokens=50")
+    export(capped, packed, "", force=True)
+    assert read_manifest(config.run_dir / "export").default_cap == 50
+    assert (config.run_dir / "export" / "manifest.json").read_text() != before
+    assert [path.name for path in config.run_dir.iterdir()] == ["export"]
+
+
+def test_an_export_that_is_not_close_enough_is_not_left_behind(tmp_path, packed):
+    config = configured(tmp_path, "export.max_logprob_gap=1e-12")
+    with pytest.raises(RuntimeError, match="not what was trained: base: mean logprob gap: expected at most 1e-12 nats"):
+        export(config, packed, "")
+    assert not is_exported(config.run_dir)
+    assert sorted(path.name for path in config.run_dir.iterdir()) == ["parity.json"]
+
+
+def test_an_int4_run_exports_the_base_that_it_trained_on(tmp_path, packed):
+    config = configured(tmp_path, "model.base_precision=int4", "export.precision=int4", "export.parity_prompts=2")
+    export(config, packed, "")
+    manifest = read_manifest(config.run_dir / "export")
+    assert manifest.precision == "int4"
+    assert manifest.base_sha256 == weights_sha256(config.run_dir / "int4_base")
+    assert manifest.files["base.gguf"]["size_bytes"] < 1_400_000
+
+
+def test_heads_of_another_base_and_ordinary_adapters_are_refused(tmp_path, packed):
+    config = configured(tmp_path)
+    write_heads(config.run_dir / "heads" / "heads.safetensors", "0" * 64, 192)
+    with pytest.raises(RuntimeError, match="heads of another model"):
+        export(config, packed, "")
+    with pytest.raises(ConfigError, match=r"expected model\.masked_lora=true"):
+        export(configured(tmp_path, "model.masked_lora=false"), packed, "")
+
+
+def test_widths_that_int4_cannot_hold_are_found_by_plan(tmp_path):
+    from configs.checks import model_problems
+
+    config = configured(tmp_path, "model.base_precision=int4")
+    (problem,) = model_problems(config, {"hidden_size": 100, "intermediate_size": 256})
+    assert problem.startswith("model.base_precision: expected native with layers of width 100 and 256")
+    assert model_problems(config, {"hidden_size": 96, "intermediate_size": 256}) == []
+    assert model_problems(configured(tmp_path), {"hidden_size": 100}) == []
