@@ -1,11 +1,11 @@
 """Parallel test-time scaling and the switcher on the built-in tasks, from a finished run's adapters and heads.
 
-    python -m tests.benchmarks.scaling [--run runs/quickstart] [--tasks 200]
+    python -m tests.benchmarks.scaling [--run runs/quickstart] [--tasks 200] [--parts scaling switcher time grouping]
 
-Four tables:
+Four parts:
 
-    scaling    base and reasoning mode on chains longer than training had (5 and 6 operations), where there is room, and
-               on those it had: greedy, majority, weighted, best of N, 20 draws of 16 samples
+    scaling    greedy, majority, weighted, best of N, 20 draws of 16 samples, in both modes, at T = 0.7, where the policy
+               is nearly always right, and at T = 1.2, where there is room
     switcher   a mixed set, half of it one operation: accuracy and tokens of base, switcher, reasoning
     time       N completions of equal length over one, for one task at a time and for a full batch; the verifier's
                share; the switcher's arithmetic per prompt
@@ -45,6 +45,8 @@ from orchestrator.scaling_report import scaling_tables, switcher_rows
 from orchestrator.stage import Stage
 
 VERSION = 1
+PARTS = ("scaling", "switcher", "time", "grouping")
+TEMPERATURES = (0.7, 1.2)
 
 
 class NoTracker:
@@ -58,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = load_config(arguments.run / "config.yaml", ["reward.num_actors=2", f"run.dir={arguments.run.parent}"])
@@ -71,29 +74,35 @@ def main() -> None:
         cluster.load_adapter(adapters.make_ref(packed, VERSION), ray.put(packed))
         tokenizer = load_tokenizer(model_path, config.model)
 
-        def stage_on(difficulties: tuple[int, ...], num_tasks: int) -> Stage:
+        def stage_on(difficulties: tuple[int, ...], num_tasks: int, temperature: float = 0.7) -> Stage:
             data = replace(own.data, evaluation=replace(own.data.evaluation, difficulties=difficulties))
             changed = replace(
                 own,
                 data=data,
                 evaluation=replace(own.evaluation, num_tasks=num_tasks),
-                scaling=replace(own.scaling, num_tasks=num_tasks, num_timed_tasks=0, caps_tokens=()),
+                scaling=replace(
+                    own.scaling, num_tasks=num_tasks, num_timed_tasks=0, caps_tokens=(), temperature=temperature
+                ),
             )
             tracker: Any = NoTracker()
             return Stage(name="bench", config=changed, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
 
-        for difficulties in ((1, 2, 3, 4), (5, 6)):
-            show_scaling(stage_on(difficulties, arguments.tasks), difficulties)
-        show_switcher(stage_on((1, 2, 1, 3, 1, 4), 2 * arguments.tasks))
-        show_times(stage_on((2, 3), 64))
-        show_grouping(cluster)
+        if "scaling" in arguments.parts:
+            for temperature in TEMPERATURES:
+                show_scaling(stage_on((1, 2, 3, 4), arguments.tasks, temperature))
+        if "switcher" in arguments.parts:
+            show_switcher(stage_on((1, 2, 1, 3, 1, 4), 2 * arguments.tasks))
+        if "time" in arguments.parts:
+            show_times(stage_on((2, 3), 64))
+        if "grouping" in arguments.parts:
+            show_grouping(cluster)
 
 
-def show_scaling(stage: Stage, difficulties: tuple[int, ...]) -> None:
+def show_scaling(stage: Stage) -> None:
     prompts = held_out_prompts(stage.config, stage.tokenizer)
     rows = evaluate_scaling(stage, prompts, load_heads(stage), VERSION)
     for table in scaling_tables(rows):
-        print(f"\n{table['title']}, operations {difficulties}; N = {'  '.join(table['sizes'])}")
+        print(f"\n{table['title']}, T = {stage.config.scaling.temperature}; N = {'  '.join(table['sizes'])}")
         for name, cells in table["lines"].items():
             print(f"  {name:<24}" + "".join(f"{cell:<14}" for cell in cells))
 
