@@ -79,4 +79,4 @@ def test_engine_learner_and_reference_agree(model_dir, tensors, dtype, mean_nats
         assert every.mean() <= mean_nats
         assert every.max() <= max_nats
     # Another mask would not pass for this one.
-    assert np.concatenate(mask_gaps).mean() > 3 * mean_nats
+    assert np.concatenate(mask_gaps).mean() > 2 * np.concatenate(engine_gaps).mean()
