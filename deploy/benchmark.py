@@ -5,7 +5,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ STREAMS = (1, 2, 4, 8)
 REPEATS = 5
 
 
-def run_benchmark(device: DeviceModel, directory: Path) -> dict[str, Any]:
+def run_benchmark(device: DeviceModel) -> dict[str, Any]:
     """Times are medians of five; the prompt is random tokens, 512 or what the model's length leaves room for."""
     room = device.manifest.max_length_tokens - DECODE_TOKENS
     num_prompt = min(PROMPT_TOKENS, room)

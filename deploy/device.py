@@ -112,7 +112,7 @@ def _interact(device: DeviceModel, arguments: argparse.Namespace) -> int:
 
 
 def _benchmark(device: DeviceModel, arguments: argparse.Namespace) -> int:
-    result = run_benchmark(device, arguments.directory)
+    result = run_benchmark(device)
     print(json.dumps(result) if arguments.json else benchmark_table(result))
     return OK
 

@@ -107,12 +107,13 @@ def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> N
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(peft_config["lora_alpha"]))
-        with safe_open(adapter_dir / "adapter_model.safetensors", framework="np") as file:
+        # By torch: numpy has no bfloat16.
+        with safe_open(adapter_dir / "adapter_model.safetensors", framework="pt") as file:
             for key in sorted(file.keys()):
                 layer, dot, matrix = key.removeprefix("base_model.model.").rpartition(".lora_")
                 if not dot or matrix not in ("A.weight", "B.weight"):
                     raise ValueError(f"adapter: expected LoRA matrices only, found {key}")
-                value = file.get_tensor(key).astype(np.float32)
+                value = file.get_tensor(key).float().numpy()
                 name = f"{layer}.weight"
                 # Rows of B are the layer's outputs, so they move as its weight's rows do.
                 value = permute(value, name, hf_config) if matrix.startswith("B") else value

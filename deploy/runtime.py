@@ -99,7 +99,7 @@ class DeviceModel:
         self.manifest = read_manifest(directory)
         check_files(directory, self.manifest)
         self.chat = Chat(directory / TOKENIZER_DIR)
-        self._num_threads = num_threads or _num_cores()
+        self.num_threads = num_threads or _num_cores()
         self._kv_type: KvType = kv_type
         self._context: LlamaContext | None = None
         self.model = LlamaModel(directory / BASE_FILE, directory / ADAPTER_FILE)
@@ -279,7 +279,7 @@ class DeviceModel:
             num_cells=num_cells,
             num_sequences=num_sequences,
             batch_tokens=BATCH_TOKENS,
-            num_threads=self._num_threads,
+            num_threads=self.num_threads,
             kv_type=self._kv_type,
         )
         return self._context

@@ -157,7 +157,7 @@ def check_parity(config: RunConfig, base_dir: Path, directory: Path) -> dict[str
         for task, prompt in pairs
     ]
     num_tokens = min(config.export.parity_tokens, config.evaluation.max_completion_tokens)
-    with DeviceModel(directory) as device, scorer(config) as judge:
+    with DeviceModel(directory, config.learner.num_threads) as device, scorer(config) as judge:
         check_prompts(config, device.chat, pairs)
         report = measure(device, Reference(base_dir, directory / PEFT_DIR), tasks, num_tokens, judge)
     result = asdict(report)
