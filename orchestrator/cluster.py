@@ -108,6 +108,7 @@ class Cluster:
                 lora=self._config.lora,
                 learner=config,
                 seed=self._config.run.seed,
+                deterministic=self._config.run.deterministic,
             )
             for index in range(config.num_ranks)
         ]
@@ -127,6 +128,7 @@ class Cluster:
                 num_adapters=self._config.rl.max_staleness + 2,
                 seed=self._config.run.seed + index,
                 counts_thinking=self._config.reward.span == "thinking",
+                deterministic=self._config.run.deterministic,
             )
             for index in range(self._config.rollout.num_actors)
         ]

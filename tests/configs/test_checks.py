@@ -228,3 +228,9 @@ def test_a_model_directory_must_hold_config_and_weights(tmp_path):
     (directory / "model.safetensors").write_bytes(b"")
     assert Path(resolve_model_path(str(directory))) == directory
     assert resolve_model_path("org/name") == "org/name"
+
+
+def test_a_deterministic_run_is_on_policy():
+    assert load_config("quickstart", ["run.deterministic=true"]).run.deterministic
+    with pytest.raises(ConfigError, match=r"rl\.max_staleness: expected 0 with run\.deterministic"):
+        load_config("quickstart", ["run.deterministic=true", "rl.max_staleness=1"])
