@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.checks import LIST_RULES, MAY_BE_EMPTY, RULES, cluster_problems, model_problems, problems, value_at
-from configs.load import as_flat_dict, load_config
+from configs.load import ConfigError, as_flat_dict, load_config
 from configs.models import context_tokens, resolve_model_path
 from configs.schema import RunConfig
 

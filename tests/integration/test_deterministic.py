@@ -53,7 +53,7 @@ def make_prompt(actor, index):
 
 
 def generate(actor, index, seed_offset=0):
-    sampling = Sampling(temperature=1.0, max_tokens=24, seed=1000 * index + seed_offset)
+    sampling = Sampling(temperature=2.0, max_tokens=24, seed=1000 * index + seed_offset)
     return actor.generate(make_prompt(actor, index), GROUP_SIZE, sampling, 1)
 
 

@@ -1,5 +1,6 @@
 """What the loop carries from step to step."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -49,5 +50,5 @@ def test_rollout_seeds_differ_by_run_prompt_and_version_and_by_nothing_else():
     assert len(set(seeds)) == len(seeds)
     # Siblings are sampled with the seeds that follow: no group may reach into another's.
     seeds.sort()
-    assert all(later - earlier > 1000 for earlier, later in zip(seeds, seeds[1:], strict=False))
+    assert all(later - earlier > 1000 for earlier, later in itertools.pairwise(seeds))
     assert seeds == sorted(rollout_seed(r, i, v) for v in range(50) for i in range(50) for r in (1, 0))
