@@ -35,6 +35,9 @@ class Sampling:
     max_tokens: int
     ignore_end: bool = False
     """Go on to `max_tokens` whatever is sampled (measuring)."""
+    seed: int | None = None
+    """Of a request: completion i is sampled with `seed + i`, and nothing is taken from the cache of prompts. In an
+    engine that is `deterministic` its tokens and logprobs depend on nothing else. None: sampled as it comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,8 +70,10 @@ class Engine:
         config: EngineSection,
         num_adapters: int,
         seed: int,
+        deterministic: bool = False,
     ):
-        """`num_adapters`: versions that can run at once; the engine keeps that many loaded.
+        """`num_adapters`: versions that can run at once; the engine keeps that many loaded. `deterministic`: one
+        sequence at a time, since the last bits of a matrix product depend on the rows that are multiplied with it.
 
         Raises RuntimeError when `model.masked_lora` is on and this vLLM cannot do it.
         """
@@ -101,7 +106,9 @@ class Engine:
                 max_model_len=model.max_length_tokens,
                 tensor_parallel_size=max(1, config.num_gpus),
                 gpu_memory_utilization=config.gpu_memory_frac,
-                max_num_seqs=config.max_num_seqs,
+                max_num_seqs=1 if deterministic else config.max_num_seqs,
+                # A seeded request whose prompt comes in chunks would end a CPU engine: its generator cannot go back.
+                enable_chunked_prefill=False if deterministic else None,
                 max_num_batched_tokens=config.max_batched_tokens or None,
                 block_size=cast(Any, config.block_tokens or (32 if on_cpu else None)),
                 num_gpu_blocks_override=config.num_kv_blocks or None,
@@ -181,6 +188,9 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._final_only,
+            seed=sampling.seed,
+            # A prompt is computed the same way whether or not it was seen before.
+            skip_reading_prefix_cache=True if sampling.seed is not None else None,
             extra_args=self._extra_args(start, version),
         )
         final = await self._run(prompt_token_ids, params, version)

@@ -48,7 +48,10 @@ class LearnerRank:
         lora: LoraSection,
         learner: LearnerSection,
         seed: int,
+        deterministic: bool = False,
     ) -> None:
+        """`deterministic`: equal steps give equal bits; an operation that cannot raises RuntimeError."""
+        self.deterministic = deterministic
         self.rank, self.num_ranks = rank, num_ranks
         self.model, self.model_path = model, model_path
         self.lora, self.learner, self.seed = lora, learner, seed
@@ -79,6 +82,9 @@ class LearnerRank:
             WORLD_SIZE=str(self.num_ranks),
             DS_ACCELERATOR="cuda" if on_gpu else "cpu",
         )
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on GPUs
+            torch.use_deterministic_algorithms(True)
         import deepspeed  # here, because the accelerator is chosen on import, and the driver imports this file too
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

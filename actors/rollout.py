@@ -30,8 +30,11 @@ class RolloutActor:
         num_adapters: int,
         seed: int,
         counts_thinking: bool = False,
+        deterministic: bool = False,
     ):
-        """`counts_thinking`: completions say where their thought ends, which takes some decoding."""
+        """`counts_thinking`: completions say where their thought ends, which takes some decoding. `deterministic`: see
+        `Engine`."""
+        self._deterministic = deterministic
         self._counts_thinking = counts_thinking
         self._model_path, self._model, self._engine_config = model_path, model, engine
         self._num_adapters, self._seed = num_adapters, seed
@@ -47,6 +50,7 @@ class RolloutActor:
             config=self._engine_config,
             num_adapters=self._num_adapters,
             seed=self._seed,
+            deterministic=self._deterministic,
         )
 
     async def bring_up(self, versions: tuple[int, ...], *packed: bytes) -> tuple[AdapterRef, ...]:
@@ -92,8 +96,10 @@ class RolloutActor:
         return tuple(
             await asyncio.gather(
                 *[
-                    self._force_answer(prompt, draft, sampling, version, cap) if is_cut(draft, cap) else _itself(draft)
-                    for draft in drafts
+                    self._force_answer(prompt, draft, shifted(sampling, n + place), version, cap)
+                    if is_cut(draft, cap)
+                    else _itself(draft)
+                    for place, draft in enumerate(drafts)
                 ]
             )
         )
@@ -132,6 +138,11 @@ class RolloutActor:
 
     async def shutdown(self) -> None:
         await self._engine.shutdown()
+
+
+def shifted(sampling: Sampling, places: int) -> Sampling:
+    """With another seed, if it has one: not that of the completions before."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + places)
 
 
 def is_cut(completion: Completion, cap: HardCap) -> bool:

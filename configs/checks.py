@@ -289,6 +289,10 @@ def _rl_problems(config: RunConfig) -> Iterator[str]:
         yield expected(
             "rl.importance_cap", f"at least 1 + rl.clip_high {rl.clip_high} with rl.loss cispo", rl.importance_cap
         )
+    if config.run.deterministic and rl.max_staleness:
+        yield expected(
+            "rl.max_staleness", "0 with run.deterministic (else what is ready when decides about it)", rl.max_staleness
+        )
     if rl.kl_target and not rl.kl_beta:
         yield expected("rl.kl_beta", "above 0 with rl.kl_target: a weight of 0 stays 0", rl.kl_beta)
 

@@ -30,6 +30,9 @@ class RunSection:
     """The newest so many of each stage stay; more than one, so that a damaged one can be skipped."""
     keep_every_steps: int = 0
     """Checkpoints of every so many steps stay for good; 0: none."""
+    deterministic: bool = False
+    """The same run gives the same bits, however its groups were scheduled and wherever it was resumed. Engines then
+    generate one sequence at a time: for tests and for finding faults. Needs rl.max_staleness 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,6 +195,7 @@ class Cluster:
                 lora=self._config.lora,
                 learner=config,
                 seed=self._config.run.seed,
+                deterministic=self._config.run.deterministic,
             )
             for index in range(config.num_ranks)
         ]
@@ -238,6 +239,7 @@ class Cluster:
             num_adapters=self._num_adapters,
             seed=seed,
             counts_thinking=self._config.reward.span == "thinking",
+            deterministic=self._config.run.deterministic,
         )
 
     def _make_scorer(self, index: int) -> Any:

@@ -5,9 +5,10 @@ unblocks new prompts. Staleness is bounded by construction: at most `(max_stalen
 groups exist at once, and `take` leaves groups behind only if later steps can still use them in time.
 """
 
+import bisect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.engine import Sampling
@@ -42,10 +43,13 @@ class RolloutPool:
         sampling: Sampling,
         config: RlSection,
         cap: HardCap | None = None,
+        seed_of: Callable[[int, int], int] | None = None,
         show: Callable[[dict[str, float]], None] = lambda depths: None,
     ):
         """`load_adapter(ref, packed)` returns once every engine holds the adapter and has said so. `show` gets
-        `queue_depths` while `take` waits."""
+        `queue_depths` while `take` waits. `seed_of(index, version)` seeds the sampling of a group; None leaves it to
+        the engine."""
+        self._seed_of = seed_of
         self._dispatcher, self._load_adapter, self._prompt_at = dispatcher, load_adapter, prompt_at
         self._sampling, self._config, self._cap, self._show = sampling, config, cap, show
         self._redo = list(cursor.unfinished)
@@ -122,16 +126,17 @@ class RolloutPool:
         return f"{counts}; {self._dispatcher.describe_waiting()}"
 
     def pop_dropped(self) -> list[DroppedGroup]:
-        """Groups dropped since the last call."""
+        """Groups dropped since the last call, in the order of the stream."""
         dropped, self._dropped = self._dropped, []
-        return dropped
+        return sorted(dropped, key=lambda drop: drop.group_id)
 
     def _receive(self, request: GroupRequest, group: RolloutGroup) -> None:
         del self._pending[request.group_id]
         check_stamps(group, self._published[request.policy_version])
         if not group.is_constant:
             self._num_consecutive_drops = 0
-            self._ready.append((request, group))
+            # In the order of the stream, not of finishing: what is trained on together adds up to the same bits.
+            bisect.insort(self._ready, (request, group), key=lambda ready: ready[0].group_id)
             return
         self._dropped.append(DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts))
         self._num_consecutive_drops += 1
@@ -154,7 +159,7 @@ class RolloutPool:
                 task=task,
                 prompt=prompt,
                 group_size=self._config.group_size,
-                sampling=self._sampling,
+                sampling=self._sampling_of(index, version),
                 policy_version=version,
                 cap=self._cap,
                 step=version,
@@ -162,6 +167,9 @@ class RolloutPool:
             )
             self._pending[index] = request
             self._dispatcher.submit(request)
+
+    def _sampling_of(self, index: int, version: int) -> Sampling:
+        return self._sampling if self._seed_of is None else replace(self._sampling, seed=self._seed_of(index, version))
 
     def _next_prompt_index(self) -> int:
         if self._redo:

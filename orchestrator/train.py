@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ from orchestrator.prompts import Prompter, held_out_prompts, make_cap
 from orchestrator.rollout_pool import RolloutPool
 from orchestrator.run_files import forget_steps_after, write_samples
 from orchestrator.stage import Stage
+from orchestrator.tasks import seeded_rng
 from orchestrator.watchdog import Watchdog
 from rewards.length import next_state as next_length_state
 
@@ -154,8 +156,14 @@ def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPoo
         ),
         config=stage.config.rl,
         cap=cap,
+        seed_of=partial(rollout_seed, stage.config.run.seed) if stage.config.run.deterministic else None,
         show=stage.show,
     )
+
+
+def rollout_seed(seed: int, index: int, version: int) -> int:
+    """Of the sampling of a group: follows from the run's seed, the prompt's index and the adapter's version alone."""
+    return seeded_rng(seed, "rollout", f"{index}/{version}").getrandbits(48)
 
 
 def make_batch(

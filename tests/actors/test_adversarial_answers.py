@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from actors.reward import RewardActor
+from actors.scoring_process import START_TIMEOUT_S
 from actors.types import Prompt, Task
 from configs.schema import RewardSection
 from rewards.base import Outcome
@@ -18,8 +19,6 @@ from tests.actors.test_reward import make_completion
 
 DEADLINE_S = 1.0
 GROUP_SIZE = 8
-START_S = 60.0
-"""To start a scoring process in the stead of one that was killed, on a machine that is busy."""
 TASK = Task(task_id="t/1", messages=(), reference_answer=REFERENCE, source="test")
 PROMPT = Prompt(task_id="t/1", token_ids=np.arange(3, dtype=np.int32), budget_tokens=100, start=2)
 
@@ -41,7 +40,8 @@ def score(actor: RewardActor, group: list[Answer]) -> list[Outcome]:
     started_s = time.monotonic()
     rollouts = actor.score_group(TASK, PROMPT, [make_completion(answer.text) for answer in group])
     elapsed_s = time.monotonic() - started_s
-    assert elapsed_s < len(group) * DEADLINE_S + START_S
+    # On a machine that is busy it takes its time to start a process in the stead of one that was killed.
+    assert elapsed_s < len(group) * (DEADLINE_S + START_TIMEOUT_S)
     outcomes = [rollout.reward.outcome for rollout in rollouts]
     for answer, rollout in zip(group, rollouts, strict=True):
         if rollout.reward.outcome == Outcome.CORRECT:
@@ -103,6 +103,8 @@ def test_ten_thousand_adversarial_answers_leave_scoring_as_it_was(actor):
     for place in range(0, len(everything), GROUP_SIZE):
         for outcome in score(actor, everything[place : place + GROUP_SIZE]):
             counts[outcome] += 1
+        if place % 1000 == 0:
+            print(place, "of", len(everything), flush=True)
         if place == 2_000:
             before_mib = resident_mib("self")
         assert resident_mib(actor.ping()) < 1000

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.checks import MAY_BE_EMPTY, cluster_problems, model_problems, problems, value_at
-from configs.load import as_flat_dict, load_config
+from configs.load import ConfigError, as_flat_dict, load_config
 from configs.models import context_tokens, resolve_model_path
 from configs.schema import RunConfig
 from configs.value_rules import LIST_RULES, RULES
@@ -237,3 +237,9 @@ def test_a_model_directory_must_hold_config_and_weights(tmp_path):
     (directory / "model.safetensors").write_bytes(b"")
     assert Path(resolve_model_path(str(directory))) == directory
     assert resolve_model_path("org/name") == "org/name"
+
+
+def test_a_deterministic_run_is_on_policy():
+    assert load_config("quickstart", ["run.deterministic=true"]).run.deterministic
+    with pytest.raises(ConfigError, match=r"rl\.max_staleness: expected 0 with run\.deterministic"):
+        load_config("quickstart", ["run.deterministic=true", "rl.max_staleness=1"])

@@ -9,7 +9,7 @@ from orchestrator.rollout_pool import RolloutPool, TaskCursor, check_stamps, cho
 from tests.fakes import FakeDispatcher, make_group, make_prompt, make_ref, make_task
 
 
-def make_pool(dispatcher, cursor=None, **settings):
+def make_pool(dispatcher, cursor=None, seed_of=None, show=lambda depths: None, **settings):
     config = replace(RlSection(groups_per_step=2, group_size=2), **settings)
     return RolloutPool(
         dispatcher=dispatcher,
@@ -18,6 +18,8 @@ def make_pool(dispatcher, cursor=None, **settings):
         cursor=cursor or TaskCursor(),
         sampling=Sampling(temperature=1.0, max_tokens=4),
         config=config,
+        seed_of=seed_of,
+        show=show,
     )
 
 
@@ -106,3 +108,51 @@ def test_choose_waits_when_more_groups_would_expire_than_later_steps_can_take():
     settings = {"num_groups": 2, "policy_version": 2, "max_staleness": 2}
     assert choose_groups([2, 2], [1, 1, 1], **settings) is None
     assert choose_groups([2, 2], [1, 1, 2], **settings) == [0, 1]
+
+
+@pytest.mark.parametrize("finish", [min, max], ids=["oldest-first", "newest-first"])
+def test_what_a_step_trains_on_does_not_depend_on_the_order_of_finishing(finish):
+    """Every third group is constant; the step takes the first two others, in the order of the stream."""
+    dispatcher = FakeDispatcher(
+        rewards_of=lambda group_id: (1.0, 1.0) if group_id % 3 == 0 else (0.0, 1.0), finish=finish
+    )
+    pool = make_pool(dispatcher)
+    taken = []
+    for version in range(3):
+        pool.use_adapter(make_ref(version), None)
+        groups = [group.group_id for group in pool.take(2)]
+        taken.append((groups, [drop.group_id for drop in pool.pop_dropped()]))
+    assert taken == [([1, 2], [0]), ([4, 5], [3]), ([7, 8], [6])]
+
+
+def test_seeds_follow_from_the_prompt_and_the_version_and_stay_when_a_group_is_made_again():
+    dispatcher = FakeDispatcher()
+    pool = make_pool(dispatcher, seed_of=lambda index, version: 100 * index + version)
+    pool.use_adapter(make_ref(0), None)
+    assert [request.sampling.seed for request in dispatcher.requests] == [0, 100]
+    again = FakeDispatcher()
+    make_pool(again, cursor=pool.cursor, seed_of=lambda index, version: 100 * index + version).use_adapter(
+        make_ref(0), None
+    )
+    assert [request.sampling.seed for request in again.requests] == [0, 100]
+
+
+def test_without_seeds_the_engine_samples_as_it_comes():
+    dispatcher = FakeDispatcher()
+    make_pool(dispatcher).use_adapter(make_ref(0), None)
+    assert {request.sampling.seed for request in dispatcher.requests} == {None}
+
+
+def test_queue_depths_are_shown_while_a_step_waits_and_say_where_the_groups_are():
+    shown = []
+    pool = make_pool(FakeDispatcher(), max_staleness=1, show=shown.append)
+    pool.use_adapter(make_ref(0), None)
+    pool.take(2)
+    assert shown[0] == {
+        "rollout/queue_generating": 4.0,
+        "rollout/queue_scoring": 0.0,
+        "rollout/queue_ready": 0.0,
+        "rollout/slots": 4.0,
+    }
+    assert [depths["rollout/queue_ready"] for depths in shown] == [0.0, 1.0, 2.0]
+    assert pool.describe_waiting() == "0 of 4 groups ready, 0 dropped; 2 groups in generate"

@@ -1,5 +1,6 @@
 """What the loop carries from step to step."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from actors.types import DroppedGroup, TrainBatch, UpdateResult
 from configs.load import load_config
 from orchestrator.checkpoint import StageState
-from orchestrator.train import next_state
+from orchestrator.train import next_state, rollout_seed
 from tests.fakes import make_group
 
 GROUPS = [make_group([1.0, 0.0], group_id=3), make_group([1.0, 1.0], group_id=4, num_tokens=9)]
@@ -42,3 +43,12 @@ def test_length_rewards_remember_what_was_dropped_too():
     again = step(["reward.length=hapo"], state=replace(state, step=1))
     assert again.length_state.tasks["fake/4"].num_correct == 4
     assert step([]).length_state == StageState().length_state
+
+
+def test_rollout_seeds_differ_by_run_prompt_and_version_and_by_nothing_else():
+    seeds = [rollout_seed(run, index, version) for run in (0, 1) for index in range(50) for version in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    # Siblings are sampled with the seeds that follow: no group may reach into another's.
+    seeds.sort()
+    assert all(later - earlier > 1000 for earlier, later in itertools.pairwise(seeds))
+    assert seeds == sorted(rollout_seed(r, i, v) for v in range(50) for i in range(50) for r in (1, 0))
