@@ -23,8 +23,10 @@ SMALL = [
 
 def start(run_root, command, *settings):
     return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", command, "--config", "quickstart", f"run.dir={run_root}"]
-        + [*SETTINGS, *SMALL, *settings],
+        [
+            *(sys.executable, "-m", "orchestrator", command, "--config", "quickstart", f"run.dir={run_root}"),
+            *(*SETTINGS, *SMALL, *settings),
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stderr=subprocess.PIPE,
