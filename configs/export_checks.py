@@ -13,6 +13,7 @@ EXPORT_RULES: dict[str, Rule] = {
     "export.min_greedy_agreement": SHARE,
     "export.min_greedy_agreement_int4": SHARE,
     "export.max_logprob_gap": POSITIVE,
+    "export.max_logprob_gap_int4": POSITIVE,
     "export.max_accuracy_gap": SHARE,
     "export.max_score_gap": POSITIVE,
 }

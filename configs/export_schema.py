@@ -26,7 +26,9 @@ class ExportSection:
     min_greedy_agreement_int4: float = 0.85
     """… and with int4, where llama.cpp rounds activations to 8 bits as well."""
     max_logprob_gap: float = 0.05
-    """Mean |device - training stack| of the logprobs of completion tokens, in nats."""
+    """Mean |device - training stack| of the logprobs of completion tokens, in nats …"""
+    max_logprob_gap_int4: float = 0.1
+    """… and with int4, for the same reason."""
     max_accuracy_gap: float = 0.01
     """|accuracy of the device - of the training stack's own greedy completions|, beyond one task."""
     max_score_gap: float = 0.05

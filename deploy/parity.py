@@ -79,7 +79,9 @@ class ParityReport:
 
     def problems(self, config: ExportSection, precision: str) -> list[str]:
         """Where a tolerance is overrun, each in one line."""
-        least = config.min_greedy_agreement_int4 if precision == "int4" else config.min_greedy_agreement
+        is_int4 = precision == "int4"
+        least = config.min_greedy_agreement_int4 if is_int4 else config.min_greedy_agreement
+        most_nats = config.max_logprob_gap_int4 if is_int4 else config.max_logprob_gap
         # With few prompts a single flipped answer is more than the tolerance.
         most = config.max_accuracy_gap + 1.0 / self.num_prompts
         found = []
@@ -88,10 +90,9 @@ class ParityReport:
                 found.append(
                     f"{mode}: greedy agreement: expected at least {least}, found {parity.greedy_agreement:.4f}"
                 )
-            if parity.mean_logprob_gap > config.max_logprob_gap:
+            if parity.mean_logprob_gap > most_nats:
                 found.append(
-                    f"{mode}: mean logprob gap: expected at most {config.max_logprob_gap} nats, "
-                    f"found {parity.mean_logprob_gap:.4f}"
+                    f"{mode}: mean logprob gap: expected at most {most_nats} nats, found {parity.mean_logprob_gap:.4f}"
                 )
             if abs(parity.device_accuracy - parity.reference_accuracy) > most + 1e-9:
                 found.append(
