@@ -6,7 +6,8 @@ from actors.scaling import group_answers
 from actors.scoring_process import ANSWER_VERIFIER, Scorer
 from actors.types import Completion, Prompt, Rollout, Task
 from configs.schema import RewardSection
-from rewards.base import Outcome, RewardResult
+from rewards.base import AnswerVerdict, Outcome, RewardResult
+from rewards.label_answer import verify_label
 from rewards.length import LengthInputs, LengthState, score_group
 from rewards.length_state import NO_MEMORY
 
@@ -49,7 +50,7 @@ class RewardActor:
         if prompt.task_id != task.task_id:
             raise ValueError(f"expected a prompt of task {task.task_id}, got one of {prompt.task_id}")
         try:
-            verdicts = self._scorer.verify([completion.text for completion in completions], task.reference_answer)
+            verdicts = judge(self._scorer, [completion.text for completion in completions], task)
         except ValueError as error:
             raise ValueError(f"task {task.task_id}: {error}") from error
         is_correct = [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
@@ -84,6 +85,16 @@ class RewardActor:
     def close(self) -> None:
         """End the scoring process."""
         self._scorer.close()
+
+
+def judge(scorer: Scorer, texts: Sequence[str], task: Task) -> list[AnswerVerdict]:
+    """One verdict per completion. Labels are found by a pattern, in this process; only mathematics can hang or crash.
+
+    Raises ValueError for a reference answer that is none.
+    """
+    if task.labels:
+        return [verify_label(text, task.reference_answer, task.labels) for text in texts]
+    return scorer.verify(texts, task.reference_answer)
 
 
 def _boxed(answer: str) -> str:

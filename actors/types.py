@@ -29,6 +29,8 @@ class Task:
     """Chat messages with `role` and `content`, without the assistant's turn."""
     reference_answer: str
     source: str
+    labels: tuple[str, ...] = ()
+    """What an answer may be, when it is one of a few words or letters; empty: mathematics"""
     difficulty: int = 0
     """As the source grades it (the built-in tasks: number of operations); 0 when it does not."""
     budget_tokens: int | None = None

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.data_schema import ARITHMETIC, SftSource, TaskSource
 from configs.export_checks import int4_problems
 from configs.heads_checks import heads_problems
 from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
+from configs.protocols import protocol_problems
 from configs.reward_checks import reward_problems
 from configs.rules import expected
-from configs.schema import ARITHMETIC, EMBEDDED_MODEL, RunConfig, SftSource, TaskSource
+from configs.schema import EMBEDDED_MODEL, RunConfig
 from configs.value_rules import LIST_RULES, RULES
 
 MIN_PROMPT_TOKENS = 16
@@ -29,7 +31,18 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MAY_BE_EMPTY = {"evaluation.caps_tokens", "scaling.caps_tokens", "budget.weights"}
+MAY_BE_EMPTY = {
+    "evaluation.caps_tokens",
+    "scaling.caps_tokens",
+    "budget.weights",
+    "protocols.names",
+    "protocols.budgets_tokens",
+    *(
+        f"data.{name}.{list_}"
+        for name in ("train", "evaluation", "easy", "hard")
+        for list_ in ("choice_fields", "labels")
+    ),
+}
 
 
 def problems(config: RunConfig) -> list[str]:
@@ -50,6 +63,7 @@ def problems(config: RunConfig) -> list[str]:
         *_sft_source_problems("data.sft", config.data.sft),
         *_budget_problems(config),
         *reward_problems(config),
+        *protocol_problems(config.protocols),
         *_sharding_problems(config),
         *_rl_problems(config),
         *_learner_problems(config),
@@ -203,6 +217,10 @@ def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
                 yield expected(
                     f"{prefix}.answer_pattern", "exactly one group", f"{source.answer_pattern} ({num_groups})"
                 )
+    if source.labels and source.choice_fields:
+        yield expected(f"{prefix}.labels", "none with choice_fields (letters are the labels)", list(source.labels))
+    if len(source.labels) == 1:
+        yield expected(f"{prefix}.labels", "at least two words", list(source.labels))
     if source.held_out and source.source != ARITHMETIC:
         yield f"{prefix}.held_out: expected false (only {ARITHMETIC} has a held-out split; use split), found True"
 

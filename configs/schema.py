@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from configs.data_schema import DataSection
 from configs.export_schema import ExportSection
 from configs.heads_schema import HeadsSection, ScalingSection
+from configs.protocols import ProtocolsSection
 from configs.reward_schema import RewardSection
 
 EMBEDDED_MODEL = "embedded"
-ARITHMETIC = "arithmetic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,68 +68,6 @@ class LoraSection:
     dropout: float = 0.0
     """In SFT; RL always trains without dropout, so that ratios mean something."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSource:
-    """Where tasks come from: the built-in generator, a hub dataset or a local file."""
-
-    source: str = ARITHMETIC
-    """`arithmetic`, a path to a .json, .jsonl or .parquet file, or a Hugging Face dataset name."""
-    preset: Literal["none", "gsm8k", "math500", "svamp"] = "none"
-    """Fills the fields below that are left at their defaults."""
-    subset: str = ""
-    split: str = "train"
-    question_template: str = "{question}"
-    """Of row fields, e.g. `{Body} {Question}`."""
-    answer_field: str = "answer"
-    answer_pattern: str = ""
-    """Regular expression with one group, searched in the answer field; the last match counts. Empty: all of it."""
-    budget_field: str = ""
-    """Row field with the task's own budget in tokens, instead of a bucket; rows without a value get a bucket."""
-    system_prompt: str = ""
-    num_tasks: int = 0
-    """Use the first so many rows; 0 is all of them (arithmetic: endless)."""
-    difficulties: tuple[int, ...] = (1, 2, 3, 4)
-    """Arithmetic only: numbers of operations, equally likely."""
-    held_out: bool = False
-    """Arithmetic only: draw from the held-out split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftSource:
-    """Where SFT conversations come from."""
-
-    source: str = ARITHMETIC
-    """As for tasks; `arithmetic` writes traces for its own tasks."""
-    preset: Literal["none", "openthoughts3", "mixture_of_thoughts", "gsm8k"] = "none"
-    subset: str = ""
-    split: str = "train"
-    layout: Literal["prompt_completion", "messages"] = "prompt_completion"
-    prompt_template: str = "{prompt}"
-    """Of row fields; layout `prompt_completion`."""
-    completion_template: str = "{completion}"
-    """Of row fields; layout `prompt_completion`."""
-    messages_field: str = "messages"
-    """Layout `messages`: a list of turns, as role/content or from/value; only assistant tokens are trained on."""
-    system_prompt: str = ""
-    num_rows: int = 0
-    """Use the first so many rows; 0 is all of them (arithmetic: one per row that training asks for)."""
-    verbosity: tuple[float, ...] = (0.6, 0.8, 1.0)
-    """Arithmetic only: probability of each restatement or check, one drawn per trace."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSection:
-    """Tasks and conversations of each stage."""
-
-    train: TaskSource = field(default_factory=TaskSource)
-    evaluation: TaskSource = field(default_factory=lambda: TaskSource(held_out=True))
-    sft: SftSource = field(default_factory=SftSource)
-    easy: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(1,)))
-    """For `heads.switcher_labels=sources`: prompts that base mode answers."""
-    hard: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(2, 3, 4)))
-    """For the same: prompts that want reasoning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +290,7 @@ class RunConfig:
     heads: HeadsSection = field(default_factory=HeadsSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     scaling: ScalingSection = field(default_factory=ScalingSection)
+    protocols: ProtocolsSection = field(default_factory=ProtocolsSection)
     export: ExportSection = field(default_factory=ExportSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)

@@ -84,6 +84,8 @@ RULES: dict[str, Rule] = {
     "evaluation.temperature": NOT_NEGATIVE,
     "evaluation.top_p": POSITIVE_SHARE,
     "evaluation.max_completion_tokens": COUNT,
+    "protocols.num_tasks": NOT_NEGATIVE,
+    "protocols.num_runs": NOT_NEGATIVE,
     **EXPORT_RULES,
     "budget.answer_tokens": COUNT,
     "budget.curriculum_factor": POSITIVE,
@@ -104,6 +106,13 @@ LIST_RULES: dict[str, Rule] = {
     "budget.buckets_tokens": ("budgets of at least 1 token", lambda value: value >= 1),
     "budget.weights": ("weights above 0", lambda value: value > 0),
     "evaluation.caps_tokens": ("caps of at least 1 token", lambda value: value >= 1),
+    "protocols.names": ("names of protocols", lambda value: bool(value.strip())),
+    "protocols.budgets_tokens": ("budgets of at least 1 token", lambda value: value >= 1),
+    **{
+        f"data.{name}.{key}": (words, lambda value: bool(value.strip()))
+        for name in ("train", "evaluation", "easy", "hard")
+        for key, words in (("choice_fields", "names of row fields"), ("labels", "words"))
+    },
     **REWARD_LIST_RULES,
     **HEADS_LIST_RULES,
 }

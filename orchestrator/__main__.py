@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("the whole pipeline on the embedded model, on CPU, in minutes", "terse quickstart"),
     "plan": ("check a configuration and show what it would do; starts nothing", "terse plan --config gsm8k_1gpu"),
     "run": (
-        "sft, rl, heads, evaluate, export, report; each stage skipped when it is done",
+        "sft, rl, heads, evaluate, protocols, export, report; each stage skipped when it is done",
         "terse run --config quickstart run.name=first rl.kl_beta=1e-3",
     ),
     "sft": ("only the SFT stage", "terse sft --config quickstart run.name=first"),
@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "only the switcher and the verifier (after train)",
         "terse fit-heads --config quickstart run.name=first",
     ),
-    "evaluate": ("only the evaluation (after train)", "terse evaluate --config quickstart run.name=first"),
+    "evaluate": (
+        "only the evaluation: held-out tasks, and published benchmarks (protocols.names)",
+        "terse evaluate --config quickstart run.name=first",
+    ),
     "export": (
         "only the files for a device (after train), compared with the training stack",
         "terse export --config quickstart run.name=first export.precision=int4",
@@ -149,7 +152,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         "sft": ("sft",),
         "train": ("rl",),
         "fit-heads": ("heads",),
-        "evaluate": ("evaluate",),
+        "evaluate": ("evaluate", "protocols"),
     }
     result = show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
     if name == "quickstart":

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.checks import field_names
+from configs.data_schema import SftSource, TaskSource
 from configs.models import looks_like_path
-from configs.schema import SftSource, TaskSource
 
 Row = Mapping[str, Any]
 AnySource = TypeVar("AnySource", TaskSource, SftSource)
@@ -22,11 +22,27 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
+_WITH_CHOICES = "{question}\n\n{choices}"
+
 TASK_PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "gsm8k": {"answer_pattern": r"#### ([-0-9.,]+)"},
     "math500": {"question_template": "{problem}"},
     "svamp": {"question_template": "{Body} {Question}", "answer_field": "Answer"},
+    "addsub": {"question_template": "{input}", "answer_field": "target"},
+    "aime": {"question_template": "{problem}"},
+    "amc": {},
+    "mmlu": {"question_template": _WITH_CHOICES, "choice_fields": ("choices",)},
+    "gpqa": {
+        "question_template": "{Question}\n\n{choices}",
+        "choice_fields": ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+    },
+    "strategyqa": {
+        "rows_field": "examples",
+        "question_template": "{input}",
+        "labels": ("yes", "no"),
+        "answer_field": "target_scores",
+    },
 }
 SFT_PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -65,7 +81,8 @@ def load_rows(source: TaskSource | SftSource) -> Rows:
         datasets.disable_progress_bars()
     limit = source.num_tasks if isinstance(source, TaskSource) else source.num_rows
     if looks_like_path(source.source):
-        rows = _load_file(datasets, Path(source.source).expanduser(), source.split)
+        rows_field = source.rows_field if isinstance(source, TaskSource) else ""
+        rows = _load_file(datasets, Path(source.source).expanduser(), source.split, rows_field)
     else:
         rows = _load_hub(datasets, source)
     if len(rows) == 0:
@@ -181,7 +198,7 @@ def _read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
     return turns
 
 
-def _load_file(datasets: Any, path: Path, split: str) -> Any:
+def _load_file(datasets: Any, path: Path, split: str, rows_field: str) -> Any:
     if not path.is_file():
         raise ValueError(f"expected a data file, found no file {path}")
     if path.suffix not in _FORMATS:
@@ -191,7 +208,8 @@ def _load_file(datasets: Any, path: Path, split: str) -> Any:
     try:
         # A file is one split; naming it as the config does lets slices such as train[:100] work.
         name = re.split(r"\W", split, maxsplit=1)[0]
-        return datasets.load_dataset(_FORMATS[path.suffix], data_files={name: str(path)}, split=split)
+        options = {"field": rows_field} if rows_field else {}
+        return datasets.load_dataset(_FORMATS[path.suffix], data_files={name: str(path)}, split=split, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{path}: {_why_unreadable(path, error.__cause__ or error)}") from error
 

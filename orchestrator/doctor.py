@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.data_schema import ARITHMETIC
 from configs.load import ConfigError, load_config
 from configs.models import is_local_model, looks_like_path
-from configs.schema import ARITHMETIC, EMBEDDED_MODEL, RunConfig
+from configs.schema import EMBEDDED_MODEL, RunConfig
 from orchestrator.machine import Machine, can_connect, probe
 from orchestrator.masking import masked
 from orchestrator.plan import Plan, make_plan

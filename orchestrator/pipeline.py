@@ -1,4 +1,4 @@
-"""The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, export, report."""
+"""The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, protocols, export, report."""
 
 import itertools
 import logging
@@ -29,6 +29,7 @@ from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
+from orchestrator.protocols import evaluate_protocols, is_complete
 from orchestrator.report import build_report
 from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.sft import fine_tune
@@ -39,10 +40,10 @@ from orchestrator.train import train
 
 log = logging.getLogger(__name__)
 
-STAGES = ("sft", "rl", "heads", "evaluate", "export")
+STAGES = ("sft", "rl", "heads", "evaluate", "protocols", "export")
 EVALUATED = ("base", "sft", "rl")
 FREE_SETTINGS = (
-    *("cluster.", "tracking.", "evaluation.", "scaling.", "export.", "run.dir", "run.keep_"),
+    *("cluster.", "tracking.", "evaluation.", "scaling.", "protocols.", "export.", "run.dir", "run.keep_"),
     "rollout.generate_timeout_s",
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
@@ -156,10 +157,8 @@ def run_evaluation(stage: Stage) -> None:
     caps = [make_cap(cap, config.budget, stage.tokenizer) for cap in config.evaluation.caps_tokens]
     if caps:
         prove_cap_holds(stage.cluster, caps[0], prompts[0][1], BASE_VERSION)
-    for version, policy in enumerate(EVALUATED, start=BASE_VERSION):
-        if policy != "base":
-            packed = require_adapter(config, policy)
-            stage.cluster.load_adapter(adapters.make_ref(packed, version), ray.put(packed))
+    policies = load_policies(stage)
+    for policy, (version, _) in policies.items():
         records, groups = evaluate(stage.cluster, prompts, config.evaluation, version)
         capped = evaluate_caps(stage.cluster, [task for task, _ in prompts], groups, config.evaluation, caps)
         samples = run_files.write_evaluation(config.run_dir, policy, records, groups, stage.prompt_text, capped)
@@ -167,6 +166,8 @@ def run_evaluation(stage: Stage) -> None:
         stage.tracker.log_metrics(as_metrics(f"eval/{policy}", summarise(records)), step=0)
         for cap, found in run_files.read_capped_records(config.run_dir, policy).items():
             stage.tracker.log_metrics(as_metrics(f"eval/{policy}/cap_{cap}", summarise(found)), step=0)
+    if "rl" not in policies:
+        return
     heads = load_heads(stage) if config.heads.num_tasks else None
     if heads is not None:
         by_mode = [run_files.read_records(config.run_dir, policy) for policy in ("base", "rl")]
@@ -175,7 +176,33 @@ def run_evaluation(stage: Stage) -> None:
         evaluate_scaling(stage, prompts, heads, version)
 
 
-RUN_STAGE = {"sft": run_sft, "rl": run_rl, "heads": run_heads, "evaluate": run_evaluation}
+def run_protocols(stage: Stage) -> None:
+    evaluate_protocols(stage, load_policies(stage))
+
+
+def load_policies(stage: Stage) -> dict[str, tuple[int, str]]:
+    """Of `EVALUATED` those that there are, with the version under which every engine holds them and their SHA-256."""
+    policies = {}
+    for version, policy in enumerate(EVALUATED, start=BASE_VERSION):
+        packed = None if policy == "base" else find_adapter(stage.config, policy)
+        if packed is not None:
+            ref = adapters.make_ref(packed, version)
+            stage.cluster.load_adapter(ref, ray.put(packed))
+            policies[policy] = (version, ref.sha256)
+        elif policy == "base":
+            policies[policy] = (version, "")
+        else:
+            log.info("%s: no finished adapter, so this policy is left out", policy)
+    return policies
+
+
+RUN_STAGE = {
+    "sft": run_sft,
+    "rl": run_rl,
+    "heads": run_heads,
+    "evaluate": run_evaluation,
+    "protocols": run_protocols,
+}
 
 
 def final_metrics(run_dir: Path) -> dict[str, float]:
@@ -200,6 +227,8 @@ def is_done(config: RunConfig, stage: str) -> bool:
         )
     if stage == "heads":
         return config.heads.num_tasks == 0 or (config.run_dir / "heads" / HEADS_FILE).is_file()
+    if stage == "protocols":
+        return is_complete(config, EVALUATED)
     if stage == "export":
         return is_exported(config.run_dir) or not config.export.at_end
     if stage == "sft" and config.sft.adapter:
@@ -210,16 +239,22 @@ def is_done(config: RunConfig, stage: str) -> bool:
 
 def require_adapter(config: RunConfig, stage: str) -> bytes:
     """The final adapter of a stage; FileNotFoundError that says how to make it when it is not there."""
-    if stage == "sft" and config.sft.adapter:
-        return adapters.read_directory(Path(config.sft.adapter))
-    num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
-    packed = checkpoint.completed_adapter(config.run_dir / stage, num_steps)
+    packed = find_adapter(config, stage)
     if packed is None:
+        num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
         command = "sft" if stage == "sft" else "train"
         raise FileNotFoundError(
             f"{config.run_dir / stage}: expected the adapter of step {num_steps}, found none; run `terse {command}` first"
         )
     return packed
+
+
+def find_adapter(config: RunConfig, stage: str) -> bytes | None:
+    """The final adapter of a stage; None when the stage is not done."""
+    if stage == "sft" and config.sft.adapter:
+        return adapters.read_directory(Path(config.sft.adapter))
+    num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
+    return checkpoint.completed_adapter(config.run_dir / stage, num_steps)
 
 
 def claim_run_dir(config: RunConfig) -> None:

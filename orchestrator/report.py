@@ -38,6 +38,8 @@ def build_report(run_dir: Path) -> Path:
         "difficulties": difficulty_rows(records),
         "caps": cap_rows(summary["hard_caps"]) if capped else {},
         "heads": scaling_report.heads_line(summary.get("heads")),
+        "protocols": protocol_rows(summary.get("protocols", [])),
+        "protocol_columns": PROTOCOL_COLUMNS,
         "switcher": scaling_report.switcher_rows(switcher),
         "scaling": scaling_report.scaling_tables(scaling),
         "figures": draw_figures(run_dir, records, capped, metrics),
@@ -83,6 +85,8 @@ def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], cap
             ]
         ]
     summary |= scaling_report.summary_parts(run_dir)
+    if protocols := run_files.read_json(run_dir / run_files.PROTOCOLS_FILE):
+        summary["protocols"] = protocols
     summary["wall_s"] = sum(timings.values())
     summary["stage_wall_s"] = timings
     summary["versions"] = {"commit": git_commit(), **library_versions()}
@@ -154,6 +158,30 @@ def cap_rows(hard_caps: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "caps": ["none" if cap is None else str(cap) for cap in caps],
         "rows": {policy: [cells.get(cap, "") for cap in caps] for policy, cells in rows.items()},
     }
+
+
+def protocol_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Published benchmarks: texts of one line for each benchmark and policy, in the order of the benchmarks."""
+    names = list(dict.fromkeys(row["protocol"] for row in rows))
+    found = []
+    for row in sorted(rows, key=lambda row: (names.index(row["protocol"]), list(POLICIES).index(row["policy"]))):
+        cut = row["max_completion_tokens"] < row["protocol_max_completion_tokens"]
+        limit = f"{row['max_completion_tokens']:,}"
+        found.append(
+            {
+                "protocol": row["protocol"],
+                "policy": POLICIES[row["policy"]],
+                "accuracy": f"{row['accuracy']:.1%}",
+                "interval": f"{row['accuracy_low']:.1%} – {row['accuracy_high']:.1%}",
+                "tokens": f"{row['mean_tokens']:.1f}",
+                "truncated": f"{row['truncated_frac']:.1%}",
+                "tasks": str(row["num_tasks"]),
+                "runs": str(row["num_runs"]),
+                "sampling": f"T {row['temperature']:g}, top-p {row['top_p']:g}",
+                "limit": f"{limit} of {row['protocol_max_completion_tokens']:,}" if cut else limit,
+            }
+        )
+    return found
 
 
 def draw_figures(
@@ -259,8 +287,30 @@ def terminal_table(summary: dict[str, Any]) -> str:
         "tokens": "mean tokens",
         "shorter": "shorter",
     }
+    lines = columns_of(rows, columns)
+    lines += ["", headline(summary), f"{rows[0]['tasks']} held-out tasks; {summary['wall_s']:.0f} s in all"]
+    if benchmarks := protocol_rows(summary.get("protocols", [])):
+        lines += ["", *columns_of(benchmarks, PROTOCOL_COLUMNS)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+PROTOCOL_COLUMNS = {
+    "protocol": "benchmark",
+    "policy": "",
+    "accuracy": "accuracy",
+    "interval": "95 % interval",
+    "tokens": "mean tokens",
+    "truncated": "cut",
+    "tasks": "tasks",
+    "runs": "runs",
+    "sampling": "sampling",
+    "limit": "token limit",
+}
+"""Of the published benchmarks: key of a row → title."""
+
+
+def columns_of(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> list[str]:
+    """Lines of text with the columns aligned, titles first."""
     widths = {key: max(len(title), *(len(row[key]) for row in rows)) for key, title in columns.items()}
     lines = ["  ".join(title.ljust(widths[key]) for key, title in columns.items())]
-    lines += ["  ".join(row[key].ljust(widths[key]) for key in columns) for row in rows]
-    lines += ["", headline(summary), f"{rows[0]['tasks']} held-out tasks; {summary['wall_s']:.0f} s in all"]
-    return "\n".join(line.rstrip() for line in lines)
+    return lines + ["  ".join(row[key].ljust(widths[key]) for key in columns) for row in rows]

@@ -7,6 +7,7 @@ evaluation/<policy>_samples.jsonl
                                the completions behind the records, in the same order
 evaluation/<policy>_caps.jsonl `EvaluationRecord`s of the same completions under hard caps
 evaluation/scaling.json        rows of parallel test-time scaling; evaluation/switcher.json: the switcher's curve
+evaluation/protocols.json      published benchmarks, a row for each policy; evaluation/<policy>.<benchmark>*.jsonl as above
 heads/heads.safetensors        both heads (`actors.heads`); heads/metrics.json: how good they are
 timings.json                   seconds per stage, summed over resumes
 events.jsonl                   what happened besides (`orchestrator.events`)
@@ -29,6 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.json"
 SCALING_FILE = "evaluation/scaling.json"
 SWITCHER_FILE = "evaluation/switcher.json"
+PROTOCOLS_FILE = "evaluation/protocols.json"
 LOCK_FILE = ".lock"
 
 PromptText = Callable[[Prompt], str]

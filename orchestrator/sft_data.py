@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from actors.types import TrainRow
-from configs.schema import ARITHMETIC, RunConfig
+from configs.data_schema import ARITHMETIC
+from configs.schema import RunConfig
 from orchestrator import arithmetic
 from orchestrator.datasets import Rows, apply_preset, load_rows, read_conversation, with_system_prompt
 from orchestrator.tasks import adapter_start, seeded_rng, shuffled_position, with_budget

@@ -7,13 +7,16 @@ the stream, and a resumed run gets what an uninterrupted one would have got, wit
 import logging
 import random
 from functools import lru_cache
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
 from actors.types import Prompt, Task
-from configs.schema import ARITHMETIC, BudgetSection, TaskSource
+from configs.data_schema import ARITHMETIC, TaskSource
+from configs.schema import BudgetSection
 from orchestrator import arithmetic
+from orchestrator.choices import lettered, read_choices, read_label
 from orchestrator.datasets import apply_preset, load_rows, read_answer, read_budget, render, with_system_prompt
 
 log = logging.getLogger(__name__)
@@ -63,8 +66,8 @@ class TaskStream:
 def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, seed: int) -> list[tuple[Task, int]]:
     """Distinct tasks with their budgets, the same for every call with the same seed.
 
-    Of a dataset `num_tasks` rows in a seeded order, or all rows when there are fewer; of arithmetic equally many of
-    each difficulty. Raises ValueError when arithmetic has not that many different chains.
+    Of a dataset `num_tasks` rows in a seeded order, or all rows when there are fewer or `num_tasks` is 0; of arithmetic
+    equally many of each difficulty. Raises ValueError when arithmetic has not that many different chains.
     """
     if source.source == ARITHMETIC:
         tasks = _distinct_arithmetic(source, num_tasks, seed)
@@ -72,7 +75,8 @@ def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, se
         rows = load_tasks(source)
         if len(rows) < num_tasks:
             log.info("%s has %d tasks for evaluation, %d were asked for", source.source, len(rows), num_tasks)
-        tasks = [rows[shuffled_position(seed, index, len(rows))] for index in range(min(num_tasks, len(rows)))]
+        wanted = min(num_tasks or len(rows), len(rows))
+        tasks = [rows[shuffled_position(seed, index, len(rows))] for index in range(wanted)]
     return [
         (task, draw_budget(seeded_rng(seed, "held_out_budget", index), budget, task))
         for index, task in enumerate(tasks)
@@ -86,13 +90,21 @@ def load_tasks(source: TaskSource) -> list[Task]:
     tasks = []
     for index, row in enumerate(rows):
         where = rows.where(index)
+        labels = source.labels
+        if source.choice_fields:
+            choices, answer = read_choices(row, source, where, index)
+            row = {**row, "choices": lettered(choices)}
+            labels = tuple(ascii_uppercase[: len(choices)])
+        else:
+            answer = read_label(row, source, where) if labels else read_answer(row, source, where)
         question = {"role": "user", "content": render(source.question_template, row, where)}
         tasks.append(
             Task(
                 task_id=f"{rows.name}/{index + 1}",
                 messages=tuple(with_system_prompt([question], source.system_prompt)),
-                reference_answer=read_answer(row, source, where),
+                reference_answer=answer,
                 source=source.source,
+                labels=labels,
                 budget_tokens=read_budget(row, source, where),
             )
         )

@@ -52,10 +52,33 @@ SETTINGS = [
 ]
 
 
+PROTOCOLS = """
+sums: {file: sums.jsonl, num_runs: 2, temperature: 0.5, question_template: "{question}"}
+signs:
+  file: signs.jsonl
+  question_template: "{question}"
+  choice_fields: [choices]
+"""
+
+
+def protocol_settings(run_root: Path) -> list[str]:
+    """Two benchmarks in the embedded model's own alphabet."""
+    (run_root / "protocols.yaml").write_text(PROTOCOLS)
+    sums = [{"question": f"{n}+{n}=?", "answer": str(2 * n)} for n in (11, 12, 13)]
+    signs = [{"question": "1+1=?", "choices": ["2", "3"], "answer": 0}]
+    for name, rows in (("sums", sums), ("signs", signs)):
+        (run_root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "protocols.names=[sums,signs]",
+        f"protocols.file={run_root}/protocols.yaml",
+        f"protocols.data_dir={run_root}",
+    ]
+
+
 def start(run_root: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "orchestrator", "run", "--config", "quickstart", "--json"]
     return subprocess.Popen(
-        [*command, f"run.dir={run_root}", *SETTINGS],
+        [*command, f"run.dir={run_root}", *SETTINGS, *protocol_settings(run_root)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -128,6 +151,11 @@ def test_the_run_directory_holds_what_the_design_says(interrupted_and_resumed):
     greedy = {(mode, 0, 1, "greedy") for mode in ("base", "reasoning")}
     assert grid == greedy | set(itertools.product(("base", "reasoning"), (0, 16), (1, 2, 4), rules))
     assert {point["router"] for point in summary["switcher"]} == {"base", "reasoning", "chosen", "switcher", "oracle"}
+    rows = {(row["protocol"], row["policy"]): row for row in summary["protocols"]}
+    assert set(rows) == set(itertools.product(("sums", "signs"), ("base", "sft", "rl")))
+    assert rows["sums", "rl"]["num_tasks"] == 3
+    assert rows["sums", "rl"]["num_runs"] == 2
+    assert rows["sums", "base"]["accuracy"] > 0
     result = json.loads(output.splitlines()[-1])
     assert result["summary"] == summary
 
@@ -148,7 +176,7 @@ def test_mlflow_has_one_parent_and_a_child_per_stage(interrupted_and_resumed):
     client = MlflowClient(tracking_uri=f"sqlite:///{run_dir.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("terse")
     runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"pipeline", "sft", "rl", "heads", "evaluate", "export"}
+    assert set(runs) == {"pipeline", "sft", "rl", "heads", "evaluate", "protocols", "export"}
     parent = runs.pop("pipeline")
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
@@ -176,7 +204,7 @@ def test_a_finished_run_does_nothing_again(interrupted_and_resumed):
     third = start(run_dir.parent)
     _, errors = third.communicate(timeout=120)
     assert third.returncode == 0
-    assert errors.count("done before, skipped") == 5
+    assert errors.count("done before, skipped") == 6
     assert "adapter sync proved" not in errors
 
 

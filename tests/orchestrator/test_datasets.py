@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import SftSource, TaskSource
+from configs.data_schema import SftSource, TaskSource
 from orchestrator.datasets import apply_preset, load_rows, read_answer, read_conversation, render
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"

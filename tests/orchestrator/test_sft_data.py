@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from configs.data_schema import DataSection, SftSource
 from configs.load import load_config
-from configs.schema import DataSection, SftSource
 from orchestrator.arithmetic import Chain
 from orchestrator.pretrain_tiny import make_tokenizer
 from orchestrator.sft_data import SftRows, make_row

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from configs.schema import BudgetSection, TaskSource
+from configs.data_schema import TaskSource
+from configs.schema import BudgetSection
 from orchestrator import arithmetic
 from orchestrator.pretrain_tiny import make_tokenizer
 from orchestrator.tasks import (
