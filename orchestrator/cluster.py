@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -52,7 +53,7 @@ class Cluster:
         self._groups = {role: placement_group(bundles, strategy) for role, bundles, strategy in placements(config)}
         for role, group in self._groups.items():
             self._await_placement(role, group)
-        self._published: dict[int, tuple[AdapterRef, Any]] = {}
+        self._published: dict[str, dict[int, tuple[AdapterRef, Any]]] = defaultdict(dict)
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._rank_actors = self._make_ranks()
         self._learner: LearnerGroup | None = None
@@ -90,7 +91,8 @@ class Cluster:
             dispatcher.cancel()
         for actor in self._rank_actors:
             ray.kill(actor)
-        self._published.clear()
+        for published in self._published.values():
+            published.clear()
         self._rank_actors, self._learner = self._make_ranks(), None
 
     @property
@@ -123,18 +125,19 @@ class Cluster:
         for pool in self._engine_pools:
             self._call_serving(pool, lambda actor: actor.load_heads.remote(packed))
 
-    def load_adapter(self, expected: AdapterRef, packed: Any) -> None:
-        """Load an adapter, given as bytes or their object-store reference, into every engine.
+    def load_adapter(self, expected: AdapterRef, packed: Any, pools: Sequence[ActorPool] = ()) -> None:
+        """Load an adapter, given as bytes or their object-store reference, into every engine, or those of `pools`.
 
         Returns once each that serves says that it holds it; one that is being started holds it before it serves.
         Raises RuntimeError when an engine answers with another version or hash.
         """
         reference = ray.put(packed) if isinstance(packed, bytes) else packed
-        self._published.pop(expected.version, None)
-        self._published[expected.version] = expected, reference
-        while len(self._published) > self._num_adapters:
-            del self._published[next(iter(self._published))]
-        for pool in self._engine_pools:
+        for pool in pools or self._engine_pools:
+            published = self._published[pool.role]
+            published.pop(expected.version, None)
+            published[expected.version] = expected, reference
+            while len(published) > self._num_adapters:
+                del published[next(iter(published))]
             loaded = self._call_serving(pool, lambda actor: actor.load_adapter.remote(reference, expected.version))
             for index, got in loaded.items():
                 if got != expected:
@@ -209,20 +212,23 @@ class Cluster:
         return [self.engines] if self.evaluators is self.engines else [self.engines, self.evaluators]
 
     def _make_engine_pool(self, role: str, size: int, first_seed: int) -> ActorPool:
+        published = self._published[f"{role} actor"]
         return self._make_pool(
             f"{role} actor",
             size,
             lambda index: self._make_engine(role, index, first_seed + index),
             start=lambda actor: actor.bring_up.remote(
-                tuple(self._published), self._heads, *[packed for _, packed in self._published.values()]
+                tuple(published), self._heads, *[packed for _, packed in published.values()]
             ),
-            is_current=self._holds_all,
+            is_current=lambda answer: self._holds_all(answer, published),
         )
 
-    def _holds_all(self, answer: tuple[tuple[AdapterRef, ...], str]) -> bool:
+    def _holds_all(
+        self, answer: tuple[tuple[AdapterRef, ...], str], published: dict[int, tuple[AdapterRef, Any]]
+    ) -> bool:
         """What an engine answers that has been brought up: every adapter in use, and the heads."""
         adapters, heads_sha256 = answer
-        expected = {ref for ref, _ in self._published.values()}
+        expected = {ref for ref, _ in published.values()}
         return expected <= set(adapters) and (self._heads is None or heads_sha256 == sha256(self._heads))
 
     def _make_engine(self, role: str, index: int, seed: int) -> Any:

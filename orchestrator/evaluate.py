@@ -26,7 +26,18 @@ def evaluate(
 
     `version` is an adapter that every engine has loaded, or -1 for the base.
     """
-    requests = [
+    finished = cluster.make_inference_pool().run(make_requests(prompts, config, version))
+    groups = [
+        RolloutGroup(group_id=index, task_id=inferred.request.task.task_id, rollouts=inferred.rollouts)
+        for index, inferred in enumerate(finished)
+    ]
+    return [make_record(inferred) for inferred in finished], groups
+
+
+def make_requests(
+    prompts: Sequence[tuple[Task, Prompt]], config: EvaluationSection, version: int
+) -> list[InferenceRequest]:
+    return [
         InferenceRequest(
             task=task,
             prompt=prompt,
@@ -37,12 +48,6 @@ def evaluate(
         )
         for task, prompt in prompts
     ]
-    finished = cluster.make_inference_pool().run(requests)
-    groups = [
-        RolloutGroup(group_id=index, task_id=inferred.request.task.task_id, rollouts=inferred.rollouts)
-        for index, inferred in enumerate(finished)
-    ]
-    return [make_record(inferred) for inferred in finished], groups
 
 
 def evaluate_caps(

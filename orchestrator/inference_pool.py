@@ -67,13 +67,14 @@ class _InFlight:
 
 
 class InferencePool:
-    """Requests over engines and reward actors, one call of `run` at a time."""
+    """Requests over engines and reward actors, the work of one caller at a time."""
 
     def __init__(self, engines: ActorPool, scorers: ActorPool, timeout_s: float):
         """`timeout_s`: with no call finished for so long, waiting raises."""
-        self._pools = {"inference": engines, "reward": scorers}
-        self._load: dict[str, Counter[int]] = {"inference": Counter(), "reward": Counter()}
-        self._timeout_s = timeout_s
+        self.actors = {"inference": engines, "reward": scorers}
+        self.load: dict[str, Counter[int]] = {"inference": Counter(), "reward": Counter()}
+        """Calls in flight of each actor."""
+        self.timeout_s = timeout_s
 
     def run(self, requests: Sequence[InferenceRequest]) -> list[Inferred]:
         """All of them, in their order.
@@ -81,6 +82,13 @@ class InferencePool:
         Raises RuntimeError with the cause when a request fails, when all actors of a role are lost, and when nothing
         happens for `timeout_s`.
         """
+        work, finished = self.begin(requests)
+        work.finish()
+        return [finished[index] for index in range(len(requests))]
+
+    def begin(self, requests: Sequence[InferenceRequest]) -> tuple["Work", dict[int, Inferred]]:
+        """The same, for a caller that goes on meanwhile: work that goes on with each `advance`, and what has finished
+        of it, by the request's index."""
         started_s = time.monotonic()
         inferences: dict[int, Inference] = {}
         finished: dict[int, Inferred] = {}
@@ -110,8 +118,9 @@ class InferencePool:
             )
             return True
 
-        self._work_off(len(requests), start, take)
-        return [finished[index] for index in range(len(requests))]
+        work = Work(self, len(requests), start, take)
+        work.advance()
+        return work, finished
 
     def group_answers(self, answers: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
         """Classes of mathematical equality of each task's answers (`actors.scaling.group_answers`), in order."""
@@ -125,75 +134,100 @@ class InferencePool:
             grouped[index] = result
             return True
 
-        self._work_off(len(parts), start, take)
+        Work(self, len(parts), start, take).finish()
         return [classes for index in range(len(parts)) for classes in grouped[index]]
 
-    def _work_off(
+
+class Work:
+    """Calls to the actors of two pools, until every item is finished. Polled: it goes on while `advance` is called."""
+
+    def __init__(
         self,
+        pool: "InferencePool",
         num_items: int,
         start: Callable[[int], tuple[str, Callable[[Any], Any]]],
         take: Callable[[int, Any], bool],
-    ) -> None:
-        """Call after call until every item is finished: `start` says what its next one is, `take` gets the result."""
-        in_flight: dict[Any, _InFlight] = {}
-        waiting = deque(range(num_items))
-        attempts: Counter[int] = Counter()
+    ):
+        """`start(index)` says which role an item's next call is for, and makes it of an actor; `take(index, result)`
+        whether the item is finished with its result."""
+        self._pool, self._start, self._take = pool, start, take
+        self._num_items, self._num_finished = num_items, 0
+        self._in_flight: dict[Any, _InFlight] = {}
+        self._waiting = deque(range(num_items))
+        self._attempts: Counter[int] = Counter()
+        self._last_progress_s = self._last_report_s = time.monotonic()
 
-        def call_waiting() -> None:
-            """Begin what an actor serves for; the rest waits on."""
-            for _ in range(len(waiting)):
-                index = waiting.popleft()
-                role, method = start(index)
-                pool, load = self._pools[role], self._load[role]
-                if not pool.serving:
-                    waiting.append(index)
-                    continue
-                place = min(pool.serving, key=lambda i: load[i])
-                load[place] += 1
-                flight = _InFlight(
-                    index=index, role=role, place=place, actor=pool.handle(place), since_s=time.monotonic()
-                )
-                in_flight[method(flight.actor)] = flight
+    @property
+    def is_finished(self) -> bool:
+        return not (self._waiting or self._in_flight)
 
-        num_finished, last_progress_s, last_report_s = 0, time.monotonic(), time.monotonic()
-        while waiting or in_flight:
-            call_waiting()
-            ready = _wait(list(in_flight))
-            now = time.monotonic()
-            for role, pool in self._pools.items():
-                if pool.poll():
-                    last_progress_s = now
-                late = [f for f in in_flight.values() if f.role == role and now - f.since_s > WATCH_AFTER_S]
-                pool.watch({flight.place for flight in late})
-            for reference in ready:
-                last_progress_s = now
-                flight = in_flight.pop(reference)
-                self._load[flight.role][flight.place] -= 1
-                try:
-                    result = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    attempts[flight.index] += 1
-                    if not is_lost_actor(error) or attempts[flight.index] >= MAX_ATTEMPTS:
-                        raise RuntimeError(f"request {flight.index} failed: {root_cause(error)}") from error
-                    self._pools[flight.role].lost(flight.actor, root_cause(error))
-                    waiting.append(flight.index)
-                    continue
-                if take(flight.index, result):
-                    num_finished += 1
-                else:
-                    waiting.append(flight.index)
-            if now - last_progress_s > self._timeout_s:
-                raise RuntimeError(f"no progress for {self._timeout_s:.0f} s; {len(in_flight)} calls in flight")
-            if now - last_report_s > REPORT_S:
-                last_report_s = now
-                log.info("%d of %d requests finished", num_finished, num_items)
+    def finish(self) -> None:
+        """Wait for all of it."""
+        while not self.is_finished:
+            self.advance(1.0)
+
+    def advance(self, timeout_s: float = 0.0) -> None:
+        """Begin what can begin and take what is ready, after at most `timeout_s` without anything.
+
+        Raises RuntimeError as `InferencePool.run` does.
+        """
+        self._call_waiting()
+        ready = _wait(list(self._in_flight), timeout_s)
+        now = time.monotonic()
+        for role, actors in self._pool.actors.items():
+            if actors.poll():
+                self._last_progress_s = now
+            late = [f for f in self._in_flight.values() if f.role == role and now - f.since_s > WATCH_AFTER_S]
+            actors.watch({flight.place for flight in late})
+        for reference in ready:
+            self._last_progress_s = now
+            flight = self._in_flight.pop(reference)
+            self._pool.load[flight.role][flight.place] -= 1
+            self._take_result(flight, reference)
+        self._call_waiting()
+        if now - self._last_progress_s > self._pool.timeout_s:
+            raise RuntimeError(f"no progress for {self._pool.timeout_s:.0f} s; {len(self._in_flight)} calls in flight")
+        if now - self._last_report_s > REPORT_S:
+            self._last_report_s = now
+            log.info("%d of %d requests finished", self._num_finished, self._num_items)
+
+    def _call_waiting(self) -> None:
+        """Begin what an actor serves for; the rest waits on."""
+        for _ in range(len(self._waiting)):
+            index = self._waiting.popleft()
+            role, method = self._start(index)
+            actors, load = self._pool.actors[role], self._pool.load[role]
+            if not actors.serving:
+                self._waiting.append(index)
+                continue
+            place = min(actors.serving, key=lambda i: load[i])
+            load[place] += 1
+            flight = _InFlight(
+                index=index, role=role, place=place, actor=actors.handle(place), since_s=time.monotonic()
+            )
+            self._in_flight[method(flight.actor)] = flight
+
+    def _take_result(self, flight: _InFlight, reference: Any) -> None:
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._attempts[flight.index] += 1
+            if not is_lost_actor(error) or self._attempts[flight.index] >= MAX_ATTEMPTS:
+                raise RuntimeError(f"request {flight.index} failed: {root_cause(error)}") from error
+            self._pool.actors[flight.role].lost(flight.actor, root_cause(error))
+            self._waiting.append(flight.index)
+            return
+        if self._take(flight.index, result):
+            self._num_finished += 1
+        else:
+            self._waiting.append(flight.index)
 
 
-def _wait(references: list[Any]) -> list[Any]:
-    """All that are ready, after at most a second."""
+def _wait(references: list[Any], timeout_s: float) -> list[Any]:
+    """All that are ready, after at most so long without any."""
     if not references:
-        time.sleep(0.1)  # everything waits for an actor that is being started
+        time.sleep(min(0.1, timeout_s))  # everything waits for an actor that is being started
         return []
-    ray.wait(references, num_returns=1, timeout=1.0)
+    ray.wait(references, num_returns=1, timeout=timeout_s)
     # A call for each would look through all references each time.
     return ray.wait(references, num_returns=len(references), timeout=0)[0]

@@ -23,13 +23,13 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint
 from orchestrator.batching import build_batch, sequence_kls
 from orchestrator.checkpoint import Checkpoint, KeepRule, StageState
-from orchestrator.evaluate import evaluate
 from orchestrator.events import Event
+from orchestrator.held_out import HeldOut
 from orchestrator.interrupt import stop_between_steps
-from orchestrator.metrics import as_metrics, group_metrics, summarise
+from orchestrator.metrics import group_metrics
 from orchestrator.probe import prove_adapters_reach, prove_cap_holds
 from orchestrator.progress import Progress
-from orchestrator.prompts import Prompter, held_out_prompts, make_cap
+from orchestrator.prompts import Prompter, make_cap
 from orchestrator.rollout_pool import RolloutPool
 from orchestrator.run_files import forget_steps_after, write_samples
 from orchestrator.stage import Stage
@@ -56,6 +56,7 @@ def train(stage: Stage, start_adapter: bytes) -> None:
         stop_between_steps() as stop,
         Progress("rl", state.step, config.rl.num_steps) as progress,
         Watchdog(pool.describe_waiting) as watchdog,
+        HeldOut(stage) as held_out,
     ):
         while state.step < config.rl.num_steps:
             clock = StepClock(watchdog.begin)
@@ -79,8 +80,9 @@ def train(stage: Stage, start_adapter: bytes) -> None:
             }
             timings = clock.metrics(metrics["rollout/num_tokens"])
             stage.record(state.step, metrics | update.metrics | timings, progress)
+            held_out.advance()
             if is_due(state.step, config.rl.evaluate_every_steps):
-                evaluate_now(stage, state.step)
+                held_out.begin(*published)
             if stop.is_set or state.step == config.rl.num_steps or is_due(state.step, config.rl.checkpoint_every_steps):
                 samples = write_samples(config.run_dir, state.step, groups, stage.prompt_text)
                 stage.tracker.log_table(samples, f"samples/step_{state.step:06d}")
@@ -144,7 +146,7 @@ def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPoo
         prove_cap_holds(stage.cluster, cap, prompter.at(0)[1], BASE_VERSION)
     return RolloutPool(
         dispatcher=stage.cluster.make_dispatcher(),
-        load_adapter=stage.cluster.load_adapter,
+        load_adapter=partial(stage.cluster.load_adapter, pools=[stage.cluster.engines]),
         prompt_at=prompter.at,
         cursor=state.cursor,
         sampling=Sampling(
@@ -233,15 +235,6 @@ def save(stage: Stage, state: StageState, published: Published) -> None:
     checkpoint.save(stage.directory, saved, KeepRule(num_newest=run.keep_checkpoints, every_steps=run.keep_every_steps))
     size_bytes, seconds = len(saved.adapter) + len(saved.learner), time.monotonic() - started_s
     stage.event(Event.CHECKPOINT, state.step, seconds=round(seconds, 3), size_bytes=size_bytes)
-
-
-def evaluate_now(stage: Stage, version: int) -> None:
-    """Held-out accuracy and length of the current policy, to MLflow; other groups keep generating."""
-    prompts = held_out_prompts(stage.config, stage.tokenizer)
-    records, _ = evaluate(stage.cluster, prompts, stage.config.evaluation, version)
-    summary = summarise(records)
-    stage.tracker.log_metrics(as_metrics("eval/rl", summary), version)
-    log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)
 
 
 def is_due(step: int, every_steps: int) -> bool:

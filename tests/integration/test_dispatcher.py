@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -244,7 +245,7 @@ def test_an_actor_is_started_further_until_it_is_current(ray_cluster):
 
 def make_cluster(*behaviours):
     cluster = Cluster.__new__(Cluster)
-    cluster._config, cluster._published = load_config("quickstart", []), {}
+    cluster._config, cluster._published = load_config("quickstart", []), defaultdict(dict)
     cluster.engines = cluster.evaluators = make_actors(Engine, *behaviours)
     cluster.engines.wait_for(len(behaviours))
     return cluster

@@ -87,7 +87,7 @@ def make_pool(*engines, scorers=({},)):
 
 
 def list_scored(pool):
-    handles = pool._pools["reward"].handles
+    handles = pool.actors["reward"].handles
     return sorted(task_id for handle in handles for task_id in ray.get(handle.list_scored.remote()))
 
 
