@@ -47,6 +47,8 @@ from orchestrator.stage import Stage
 VERSION = 1
 PARTS = ("scaling", "switcher", "time", "grouping")
 TEMPERATURES = (0.7, 1.2)
+LENGTHS = (50, 200)
+"""Tokens of a timed completion: after RL, and of a verbose policy."""
 
 
 class NoTracker:
@@ -126,12 +128,15 @@ def show_times(stage: Stage) -> None:
     prompts = held_out_prompts(config, stage.tokenizer)
     pool = stage.cluster.make_inference_pool()
     timed: RunConfig = replace(config, scaling=replace(config.scaling, num_timed_tasks=8))
-    alone = time_sizes(pool, timed, prompts, heads, VERSION, num_tokens=50)
-    one = alone[1]["generate_s"]
-    print("\none task at a time, 50 tokens each: N, seconds, over N = 1, verifier's share, tokens/s")
-    for n, row in alone.items():
-        share = row["verify_s"] / row["generate_s"]
-        print(f"  {n:<4}{row['generate_s']:<8.3f}{row['generate_s'] / one:<8.2f}{share:<8.1%}{row['tokens_per_s']:.0f}")
+    for num_tokens in LENGTHS:
+        alone = time_sizes(pool, timed, prompts, heads, VERSION, num_tokens=num_tokens)
+        one = alone[1]["generate_s"]
+        print(f"\none task at a time, {num_tokens} tokens each: N, seconds, over N = 1, verifier's share, tokens/s")
+        for n, row in alone.items():
+            share = row["verify_s"] / row["generate_s"]
+            print(
+                f"  {n:<4}{row['generate_s']:<8.3f}{row['generate_s'] / one:<8.2f}{share:<8.1%}{row['tokens_per_s']:.0f}"
+            )
     print("64 tasks at once: N, seconds, over N = 1, with verifier over without")
     first = None
     for n in config.scaling.sizes:
