@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.decoding import Growing, Limits, Sampling, sample
+from deploy.decoding import Growing, Limits, Sampling, most_likely, sample
 from deploy.device import main
 from deploy.device_heads import PromptPooler
 from deploy.manifest import MANIFEST_FILE
@@ -140,6 +140,16 @@ def test_sampling_follows_temperature_and_top_p():
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.725, 0.181, 0.065, 0.029], abs=0.03)
     drawn = [sample(logits, Sampling(temperature=1.0, top_p=0.7), rng) for _ in range(4000)]
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)
+
+
+@pytest.mark.parametrize(("width", "spread"), [(40, 2.0), (5000, 0.1), (5000, 3.0), (5000, 20.0)])
+def test_the_most_likely_tokens_are_those_of_a_full_sort(width, spread):
+    weights = np.exp(spread * np.random.default_rng(1).standard_normal(width)).astype(np.float32)
+    order = np.argsort(-weights, kind="stable")
+    for share in (0.1, 0.5, 0.9, 0.999):
+        num = int((np.cumsum(weights[order], dtype=np.float64) < share * weights.sum(dtype=np.float64)).sum()) + 1
+        assert most_likely(weights, share).tolist() == order[:num].tolist()
+    assert most_likely(np.array([5.0, 1.0, 3.0, 1.0], dtype=np.float32), 0.8).tolist() == [0, 2]
 
 
 def test_the_switcher_decides_from_the_base_states_of_the_prompt(judged, reference):
