@@ -17,7 +17,7 @@ from deploy.device_heads import PromptPooler
 from deploy.manifest import MANIFEST_FILE
 from deploy.parity import Reference
 from deploy.runtime import DeviceModel, PromptError, Request, turn_adapter_on
-from tests.deploy.exports import make_export
+from tests.deploy.exports import make_adapter, make_export
 
 QUESTION = "37+58-12=?"
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +84,19 @@ def test_greedy_completions_are_those_of_torch(device, reference, mode):
     assert list(answer.completions[0].token_ids) == expected
     assert answer.mode == mode
     assert answer.num_prompt_tokens == len(prompt)
+
+
+def test_keys_and_values_can_be_kept_in_8_bits(tmp_path, tiny_model_dir):
+    # Rows of 32, which the random model does not have.
+    directory = make_export(tmp_path / "export", tiny_model_dir, make_adapter(tiny_model_dir))
+    logits = {}
+    for kv in ("f16", "q8_0"):
+        with DeviceModel(directory, num_threads=1, kv_type=kv) as device:
+            prompt = device.prompt_token_ids(Request(question=QUESTION))
+            context = device.make_context(64, 1)
+            _, _, logits[kv] = device.prefill(context, prompt, "base")
+    difference = np.abs(logits["f16"] - logits["q8_0"]).max()
+    assert 0 < difference < 0.05 * np.abs(logits["f16"]).max()
 
 
 def test_switching_after_the_base_gives_what_reasoning_alone_gives(device):
