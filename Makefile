@@ -10,10 +10,10 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow test-faults bench bench-budget bench-scaling lint clean
+.PHONY: help env quickstart test test-slow test-device-clean test-faults bench bench-budget bench-scaling bench-qamr lint clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
 
 env: $(STAMP) ## make the environment, once, and again when pins change
 
@@ -39,6 +39,9 @@ test: $(STAMP) ## all tests but the slow ones
 test-slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
 
+test-device-clean: $(STAMP) ## an export in a new environment with the extra `device` alone
+	@$(BIN)/python -m pytest -q -m slow tests/deploy/test_clean_environment.py
+
 test-faults: $(STAMP) ## kill parts of real runs and see that they go on
 	@$(BIN)/python -m pytest -q -m faults -s
 
@@ -54,6 +57,10 @@ bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two 
 bench-scaling: $(STAMP) ## N completions, verifier and switcher on the built-in tasks, with the quickstart's adapter and heads
 	@test -f runs/quickstart/heads/heads.safetensors || $(BIN)/terse quickstart
 	@$(BIN)/python -m tests.benchmarks.scaling
+
+bench-qamr: $(STAMP) ## adapters trained on the native and on the int4 base, over either; trains runs/quickstart_int4
+	@test -f runs/quickstart/summary.json || $(BIN)/terse quickstart
+	@$(BIN)/python -m tests.benchmarks.qamr
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -15,6 +15,9 @@ class ExportSection:
     the native base."""
     embeddings: Literal["f16", "q8_0"] = "q8_0"
     """Of embeddings and lm_head beside int4 layers."""
+    merged: bool = False
+    """Write the adapter merged into the base too, as an ordinary Hugging Face directory, for tools that know no
+    adapters. There the adapter is on in the prompt as well, which is not how it was trained."""
     default_cap_tokens: int = 0
     """The device forces an answer after so many tokens unless it is told otherwise; 0: no cap."""
     parity_prompts: int = 100

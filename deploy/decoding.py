@@ -121,11 +121,28 @@ def sample(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
         return int(logits.argmax())
     weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature), dtype=np.float32)
     if sampling.top_p < 1:
-        order = np.argsort(-weights, kind="stable")
-        sums = np.cumsum(weights[order], dtype=np.float64)
-        order = order[: int(np.searchsorted(sums, sampling.top_p * sums[-1])) + 1]
-        return int(order[_draw(weights[order], rng)])
+        kept = most_likely(weights, sampling.top_p)
+        return int(kept[_draw(weights[kept], rng)])
     return _draw(weights, rng)
+
+
+def most_likely(weights: np.ndarray, share: float) -> np.ndarray:
+    """Indices of the fewest weights `[V]` whose sum reaches `share` of all, largest first.
+
+    Example: weights 5, 1, 3, 1, share 0.8 → 0, 2.
+    """
+    wanted = share * float(weights.sum(dtype=np.float64))
+    # The sum is nearly always reached by few: sorting all of a large vocabulary would take longer than a small model.
+    candidates = np.arange(len(weights))
+    for count in (64, 1024):
+        if count < len(weights):
+            largest = np.argpartition(weights, -count)[-count:]
+            if float(weights[largest].sum(dtype=np.float64)) > wanted:
+                candidates = np.sort(largest)
+                break
+    order = candidates[np.argsort(-weights[candidates], kind="stable")]
+    sums = np.cumsum(weights[order], dtype=np.float64)
+    return order[: int(np.searchsorted(sums, wanted)) + 1]
 
 
 def _draw(weights: np.ndarray, rng: np.random.Generator) -> int:

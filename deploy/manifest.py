@@ -9,7 +9,7 @@ from typing import Any
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 BASE_FILE, ADAPTER_FILE, HEADS_FILE = "base.gguf", "adapter.gguf", "heads.safetensors"
-TOKENIZER_DIR, PEFT_DIR, CARD_FILE = "tokenizer", "adapter", "MODEL_CARD.md"
+TOKENIZER_DIR, PEFT_DIR, MERGED_DIR, CARD_FILE = "tokenizer", "adapter", "merged", "MODEL_CARD.md"
 START_RULE = "prompt_len - 1"
 
 

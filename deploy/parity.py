@@ -58,6 +58,9 @@ class ModeParity:
     """Share of completions that are the same token for token"""
     token_agreement: float
     """Share of tokens, given the same tokens before"""
+    max_margin: float
+    """Where completions first differ: how much more likely the training stack finds its own token, in nats, at most;
+    0 where all are the same. Small ones are ties."""
     mean_logprob_gap: float
     max_logprob_gap: float
     """|device - training stack| over completion tokens, in nats"""
@@ -181,7 +184,7 @@ def _measure_mode(
     differences: list[Difference],
 ) -> ModeParity:
     stop = frozenset(device.manifest.stop_token_ids)
-    num_same, num_agreeing, gaps, verifier_gaps = 0, 0, [], []
+    num_same, num_agreeing, gaps, verifier_gaps, margins = 0, 0, [], [], [0.0]
     num_right = {"device": 0, "reference": 0}
     for task in tasks:
         prompt = list(task.token_ids)
@@ -198,7 +201,7 @@ def _measure_mode(
             num_same, other = num_same + 1, own
         else:
             index = int((taken != own).argmax())
-            margin = float(theirs[index, taken[index]] - theirs[index, own[index]])
+            margins.append(float(theirs[index, taken[index]] - theirs[index, own[index]]))
             differences.append(
                 Difference(
                     mode=mode,
@@ -206,7 +209,7 @@ def _measure_mode(
                     index=index,
                     device_token=own[index],
                     reference_token=int(taken[index]),
-                    margin=margin,
+                    margin=margins[-1],
                 )
             )
             other = own[:index] + reference.complete([*prompt, *own[:index]], start, num_tokens - index, stop)
@@ -219,6 +222,7 @@ def _measure_mode(
     return ModeParity(
         greedy_agreement=num_same / len(tasks),
         token_agreement=num_agreeing / len(gaps),
+        max_margin=max(margins),
         mean_logprob_gap=float(np.mean(gaps)),
         max_logprob_gap=float(np.max(gaps)),
         device_accuracy=num_right["device"] / len(tasks),

@@ -7,10 +7,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configs.load import ConfigError, load_config
 from orchestrator.masking import MaskingFormatter, masked
+
+if TYPE_CHECKING:
+    from configs.load import ConfigError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from deploy.device import run_device
 
         return run_device(arguments)
+    # The device alone has no omegaconf.
+    from configs.load import ConfigError
+
     try:
         result = run_command(arguments)
     except ConfigError as error:
@@ -104,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, as a.b=value")
             if name == "export":
                 command.add_argument("--force", action="store_true", help="replace an export that is there")
+                command.add_argument("--stage", choices=["rl", "sft"], default="rl", help="whose adapter; default rl")
         elif name == "device":
             from deploy.device_arguments import add_arguments
 
@@ -137,6 +143,8 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         from orchestrator.sweep import sweep
 
         return show_sweep(sweep(arguments.config, arguments.overrides))
+    from configs.load import load_config
+
     config = load_config(arguments.config, arguments.overrides)
     if name == "plan":
         from orchestrator.plan import make_plan
@@ -147,7 +155,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
     from orchestrator import pipeline
 
     if name == "export":
-        return show_report(pipeline.export_only(config, arguments.force))
+        return show_report(pipeline.export_only(config, arguments.force, arguments.stage))
     stages: dict[str, tuple[str, ...]] = {
         "sft": ("sft",),
         "train": ("rl",),
@@ -195,7 +203,7 @@ def show_report(path: Path) -> dict[str, Any]:
     return {"report": str(path), "summary": summary}
 
 
-def format_problems(error: ConfigError) -> str:
+def format_problems(error: "ConfigError") -> str:
     lines = "\n".join(f"  - {problem}" for problem in error.problems)
     count = len(error.problems)
     return f"configuration refused ({count} problem{'s' if count != 1 else ''}):\n{lines}"

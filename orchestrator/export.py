@@ -1,6 +1,6 @@
 """The last stage: the trained model as files for a device, compared with the training stack before they get their name.
 
-export/base.gguf adapter.gguf heads.safetensors tokenizer/ adapter/ manifest.json MODEL_CARD.md
+export/base.gguf adapter.gguf heads.safetensors tokenizer/ adapter/ [merged/] manifest.json MODEL_CARD.md
 """
 
 import json
@@ -28,6 +28,7 @@ from deploy.manifest import (
     CARD_FILE,
     HEADS_FILE,
     MANIFEST_FILE,
+    MERGED_DIR,
     PEFT_DIR,
     TOKENIZER_DIR,
     ExportError,
@@ -38,6 +39,7 @@ from orchestrator import run_files
 from orchestrator.base_model import int4_base, native_base
 from orchestrator.model_card import CARD_FIGURES, write_card
 from orchestrator.prompts import held_out_prompts, make_cap
+from orchestrator.quantisation_report import Judge, report_quantisation
 from orchestrator.tasks import with_budget
 from orchestrator.tracking import git_commit, library_versions
 from rewards.base import Outcome
@@ -70,8 +72,16 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
     try:
         base_dir = exported_base(config)
         write_files(config, packed_adapter, base_dir, temporary, run_id)
-        parity = check_parity(config, base_dir, temporary) if config.export.parity_prompts else {}
-        write_card(config, temporary, parity)
+        parity: dict[str, Any] = {}
+        quantisation: dict[str, Any] = {}
+        if config.export.parity_prompts:
+            pairs = held_out_prompts(config, load_tokenizer(str(base_dir), config.model))
+            pairs = pairs[: config.export.parity_prompts]
+            with scorer(config) as judge:
+                parity = check_parity(config, base_dir, temporary, pairs, judge)
+                if config.export.precision == "int4":
+                    quantisation = report_quantisation(config, pairs, judge)
+        write_card(config, temporary, parity, quantisation)
         _add_to_manifest(temporary, [CARD_FILE, *CARD_FIGURES])
         if target.exists():
             # Out of the way first: at no time is there half an export under the name.
@@ -81,7 +91,7 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
     log.info('export: %s; try: terse device %s --prompt "…"', target, target)
-    return parity_metrics(parity)
+    return parity_metrics(parity) | quantisation_metrics(quantisation)
 
 
 def exported_base(config: RunConfig) -> Path:
@@ -101,6 +111,7 @@ def trained_base(config: RunConfig) -> Path:
 def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, directory: Path, run_id: str) -> None:
     """Everything but the model card."""
     from deploy import gguf
+    from deploy.merge import write_merged
     from deploy.quantize import read_grid
 
     section, tokenizer = config.export, load_tokenizer(str(base_dir), config.model)
@@ -111,6 +122,8 @@ def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, direct
     adapters.write_directory(packed_adapter, directory / PEFT_DIR)
     gguf.write_adapter(directory / PEFT_DIR, hf_config, directory / ADAPTER_FILE)
     tokenizer.save_pretrained(directory / TOKENIZER_DIR)
+    if section.merged:
+        write_merged(base_dir, directory / TOKENIZER_DIR, packed_adapter, directory / MERGED_DIR)
     base_sha256 = weights_sha256(trained_base(config))
     heads, threshold = config.run_dir / "heads" / HEADS_FILE, None
     if heads.is_file():
@@ -143,13 +156,13 @@ def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, direct
     (directory / MANIFEST_FILE).write_text(manifest.to_json())
 
 
-def check_parity(config: RunConfig, base_dir: Path, directory: Path) -> dict[str, Any]:
+def check_parity(
+    config: RunConfig, base_dir: Path, directory: Path, pairs: Sequence[tuple[Task, Prompt]], judge: Judge
+) -> dict[str, Any]:
     """The report of `deploy.parity` as data. Raises RuntimeError where it overruns a tolerance."""
     from deploy.parity import ParityTask, Reference, measure
     from deploy.runtime import DeviceModel
 
-    tokenizer = load_tokenizer(str(base_dir), config.model)
-    pairs = held_out_prompts(config, tokenizer)[: config.export.parity_prompts]
     tasks = [
         ParityTask(
             task_id=task.task_id, token_ids=tuple(prompt.token_ids.tolist()), reference_answer=task.reference_answer
@@ -157,7 +170,7 @@ def check_parity(config: RunConfig, base_dir: Path, directory: Path) -> dict[str
         for task, prompt in pairs
     ]
     num_tokens = min(config.export.parity_tokens, config.evaluation.max_completion_tokens)
-    with DeviceModel(directory, config.learner.num_threads) as device, scorer(config) as judge:
+    with DeviceModel(directory, config.learner.num_threads) as device:
         check_prompts(config, device.chat, pairs)
         report = measure(device, Reference(base_dir, directory / PEFT_DIR), tasks, num_tokens, judge)
     result = asdict(report)
@@ -197,7 +210,7 @@ def check_prompts(config: RunConfig, chat: Any, pairs: Sequence[tuple[Task, Prom
 
 
 @contextmanager
-def scorer(config: RunConfig) -> Iterator[Any]:
+def scorer(config: RunConfig) -> Iterator[Judge]:
     """Judges a completion in the killable process that training uses."""
     process = Scorer(config.reward.deadline_s)
     try:
@@ -217,6 +230,15 @@ def parity_metrics(parity: dict[str, Any]) -> dict[str, float]:
     if parity.get("switcher_gap") is not None:
         metrics["export/switcher_gap"] = float(parity["switcher_gap"])
     return metrics
+
+
+def quantisation_metrics(quantisation: dict[str, Any]) -> dict[str, float]:
+    """`export/quantisation/perplexity_native`, …"""
+    return {
+        f"export/quantisation/{what}_{base}": value
+        for what in ("perplexity", "accuracy")
+        for base, value in quantisation.get(what, {}).items()
+    }
 
 
 def _add_to_manifest(directory: Path, names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ CARD_FIGURES = ("caps.png", "lengths.png")
 """Of the run's figures: accuracy against length, where there are caps, and lengths."""
 
 
-def write_card(config: RunConfig, directory: Path, parity: dict[str, Any]) -> Path:
+def write_card(config: RunConfig, directory: Path, parity: dict[str, Any], quantisation: dict[str, Any]) -> Path:
     """From the run's `summary.json` and figures, as far as they are there; figures are copied beside the card."""
     summary_path = config.run_dir / "summary.json"
     summary = json.loads(summary_path.read_text()) if summary_path.is_file() else {"stages": {}}
@@ -34,6 +34,7 @@ def write_card(config: RunConfig, directory: Path, parity: dict[str, Any]) -> Pa
         table=table_rows(summary),
         figures=figures,
         parity=parity,
+        quantisation=quantisation,
     )
     path = directory / CARD_FILE
     path.write_text(text)

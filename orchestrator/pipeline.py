@@ -120,18 +120,18 @@ def run_stage(stage: Stage) -> None:
             stage.cluster.restart_learner(str(error))
 
 
-def export_only(config: RunConfig, force: bool) -> Path:
-    """The export of a run that is trained, in place of one that is there when `force`."""
+def export_only(config: RunConfig, force: bool, stage: str = "rl") -> Path:
+    """The export of a run that is trained as far as `stage`, in place of one that is there when `force`."""
     claim_run_dir(config)
     with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
         build_report(config.run_dir)
-        return run_export(config, parent, force)
+        return run_export(config, parent, force, stage)
 
 
-def run_export(config: RunConfig, parent: Tracker, force: bool = False) -> Path:
+def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: str = "rl") -> Path:
     """Needs no cluster; the report's figures and numbers go into the model card. Returns the path of the new report."""
     with part_of(config.run_dir, "export"), start_tracker(config, "export", parent_run_id=parent.run_id) as tracker:
-        tracker.log_metrics(export(config, require_adapter(config, "rl"), parent.run_id, force), step=0)
+        tracker.log_metrics(export(config, require_adapter(config, stage), parent.run_id, force), step=0)
     return build_report(config.run_dir)
 
 

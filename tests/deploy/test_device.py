@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.decoding import Growing, Limits, Sampling, sample
+from deploy.decoding import Growing, Limits, Sampling, most_likely, sample
 from deploy.device import main
 from deploy.device_heads import PromptPooler
 from deploy.manifest import MANIFEST_FILE
 from deploy.parity import Reference
 from deploy.runtime import DeviceModel, PromptError, Request, turn_adapter_on
-from tests.deploy.exports import make_export
+from tests.deploy.exports import make_adapter, make_export
 
 QUESTION = "37+58-12=?"
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +86,19 @@ def test_greedy_completions_are_those_of_torch(device, reference, mode):
     assert answer.num_prompt_tokens == len(prompt)
 
 
+def test_keys_and_values_can_be_kept_in_8_bits(tmp_path, tiny_model_dir):
+    # Rows of 32, which the random model does not have.
+    directory = make_export(tmp_path / "export", tiny_model_dir, make_adapter(tiny_model_dir))
+    logits = {}
+    for kv in ("f16", "q8_0"):
+        with DeviceModel(directory, num_threads=1, kv_type=kv) as device:
+            prompt = device.prompt_token_ids(Request(question=QUESTION))
+            context = device.make_context(64, 1)
+            _, _, logits[kv] = device.prefill(context, prompt, "base")
+    difference = np.abs(logits["f16"] - logits["q8_0"]).max()
+    assert 0 < difference < 0.05 * np.abs(logits["f16"]).max()
+
+
 def test_switching_after_the_base_gives_what_reasoning_alone_gives(device):
     prompt = device.prompt_token_ids(Request(question=QUESTION))
     context = device.make_context(64, 1)
@@ -140,6 +153,16 @@ def test_sampling_follows_temperature_and_top_p():
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.725, 0.181, 0.065, 0.029], abs=0.03)
     drawn = [sample(logits, Sampling(temperature=1.0, top_p=0.7), rng) for _ in range(4000)]
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)
+
+
+@pytest.mark.parametrize(("width", "spread"), [(40, 2.0), (5000, 0.1), (5000, 3.0), (5000, 20.0)])
+def test_the_most_likely_tokens_are_those_of_a_full_sort(width, spread):
+    weights = np.exp(spread * np.random.default_rng(1).standard_normal(width)).astype(np.float32)
+    order = np.argsort(-weights, kind="stable")
+    for share in (0.1, 0.5, 0.9, 0.999):
+        num = int((np.cumsum(weights[order], dtype=np.float64) < share * weights.sum(dtype=np.float64)).sum()) + 1
+        assert most_likely(weights, share).tolist() == order[:num].tolist()
+    assert most_likely(np.array([5.0, 1.0, 3.0, 1.0], dtype=np.float32), 0.8).tolist() == [0, 2]
 
 
 def test_the_switcher_decides_from_the_base_states_of_the_prompt(judged, reference):

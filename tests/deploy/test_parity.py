@@ -56,7 +56,8 @@ def test_another_adapter_is_found_and_the_first_difference_is_named(
     assert report.modes["base"].greedy_agreement == 1.0
     assert report.modes["reasoning"].greedy_agreement < 0.5
     assert report.first_difference.mode == "reasoning"
-    assert report.first_difference.margin > 0
+    assert 0 < report.first_difference.margin <= report.modes["reasoning"].max_margin
+    assert report.modes["base"].max_margin == 0.0
     problems = report.problems(ExportSection(), "f32")
     assert problems[0].startswith("reasoning: greedy agreement: expected at least 0.99, found 0.")
     assert problems[-1].startswith("the first difference: Difference(mode='reasoning', task_id='1+2=?', index=")
@@ -66,6 +67,7 @@ def test_each_tolerance_is_checked():
     good = ModeParity(
         greedy_agreement=1.0,
         token_agreement=1.0,
+        max_margin=0.0,
         mean_logprob_gap=0.0,
         max_logprob_gap=0.0,
         device_accuracy=0.5,

@@ -1,7 +1,9 @@
 """The export stage on the embedded model: written whole, compared, refused, replaced."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from actors import adapters
@@ -9,8 +11,10 @@ from configs.load import ConfigError, load_config
 from configs.models import weights_sha256
 from deploy.device import main as device
 from deploy.manifest import check_files, read_manifest
+from deploy.merge import write_merged
 from orchestrator.export import ask, export, is_exported
-from tests.deploy.exports import make_adapter, write_heads
+from orchestrator.quantisation_report import greedy, perplexity
+from tests.deploy.exports import make_adapter, make_model, write_heads
 
 # The random adapter makes near ties: which token is first is not the point here.
 SETTINGS = (
@@ -101,3 +105,73 @@ def test_widths_that_int4_cannot_hold_are_found_by_plan(tmp_path):
     assert problem.startswith("model.base_precision: expected native with layers of width 100 and 256")
     assert model_problems(config, {"hidden_size": 96, "intermediate_size": 256}) == []
     assert model_problems(configured(tmp_path), {"hidden_size": 100}) == []
+
+
+def test_what_int4_does_to_the_base_is_reported(tmp_path, packed):
+    config = configured(tmp_path, "export.precision=int4", "export.parity_prompts=3", "model.quantize_method=nearest")
+    metrics = export(config, packed, "")
+    report = json.loads((config.run_dir / "quantisation.json").read_text())
+    assert (report["num_rows"], report["num_prompts"], report["method"]) == (3, 3, "nearest")
+    assert {"native", "int4"} == report["perplexity"].keys() == report["accuracy"].keys()
+    # Weights that are a tenth off say something else, but no nonsense.
+    assert report["perplexity"]["int4"] != report["perplexity"]["native"]
+    assert report["perplexity"]["int4"] == pytest.approx(report["perplexity"]["native"], rel=0.3)
+    assert report["worst_relative_l2"][0] == max(layer["relative_l2"] for layer in report["layers"].values())
+    assert metrics["export/quantisation/perplexity_int4"] == report["perplexity"]["int4"]
+    card = (config.run_dir / "export" / "MODEL_CARD.md").read_text()
+    assert f"| perplexity | {report['perplexity']['native']:.3f} | {report['perplexity']['int4']:.3f} |" in card
+
+
+def test_perplexity_and_greedy_completions_are_those_of_one_row_at_a_time(tiny_model_dir):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from actors.types import TrainRow
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    ids = np.array([3, 20, 21, 22, 23], dtype=np.int32)
+    mask = np.array([False, False, False, True, True])
+    values = {"behaviour_logprobs": np.zeros(5, dtype=np.float32), "advantage": 0.0, "start": 2}
+    row = TrainRow(token_ids=ids, loss_mask=mask, **values)
+    with torch.no_grad():
+        logprobs = base(torch.tensor([ids.tolist()])).logits[0].log_softmax(-1)
+    expected = math.exp(-(float(logprobs[2, 22]) + float(logprobs[3, 23])) / 2)
+    assert perplexity(base, [row]) == pytest.approx(expected, rel=1e-5)
+
+    prompts = [np.array(tokens) for tokens in ([5, 9, 30], [7], [5, 9, 30, 31, 32, 8])]
+    for prompt, found in zip(prompts, greedy(base, prompts, 6, [2]), strict=True):
+        tokens = prompt.tolist()
+        for token in found:
+            with torch.no_grad():
+                assert int(base(torch.tensor([tokens])).logits[0, -1].argmax()) == token
+            tokens.append(token)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_a_merged_model_is_the_base_with_the_adapter_on_everywhere(tmp_path, tiny_model_dir, kind):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from deploy.parity import Reference
+
+    base = make_model(tmp_path / "model", kind, tiny_model_dir)
+    packed = make_adapter(base)
+    adapters.write_directory(packed, tmp_path / "adapter")
+    write_merged(base, base, packed, tmp_path / "merged")
+    ids = [5, 9, 30, 31, 32, 8]
+    reference = Reference(base, tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        found = merged(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()
+    assert np.abs(found - reference.logprobs(reference.states(ids, 0))).max() < 1e-4
+    assert np.abs(found - reference.logprobs(reference.states(ids, None))).max() > 0.1
+
+
+def test_a_merged_model_is_part_of_an_export_on_request(tmp_path, packed, tiny_model_dir):
+    config = configured(tmp_path, "export.merged=true", "export.parity_prompts=0")
+    export(config, packed, "")
+    directory = config.run_dir / "export"
+    assert {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json"} <= read_manifest(
+        directory
+    ).files.keys()
+    assert weights_sha256(directory / "merged") != weights_sha256(tiny_model_dir)
