@@ -50,7 +50,7 @@ class RewardActor:
         if prompt.task_id != task.task_id:
             raise ValueError(f"expected a prompt of task {task.task_id}, got one of {prompt.task_id}")
         try:
-            verdicts = judge(self._scorer, [completion.text for completion in completions], task)
+            verdicts = judge_answers(self._scorer, [completion.text for completion in completions], task)
         except ValueError as error:
             raise ValueError(f"task {task.task_id}: {error}") from error
         is_correct = [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
@@ -87,7 +87,7 @@ class RewardActor:
         self._scorer.close()
 
 
-def judge(scorer: Scorer, texts: Sequence[str], task: Task) -> list[AnswerVerdict]:
+def judge_answers(scorer: Scorer, texts: Sequence[str], task: Task) -> list[AnswerVerdict]:
     """One verdict per completion. Labels are found by a pattern, in this process; only mathematics can hang or crash.
 
     Raises ValueError for a reference answer that is none.

@@ -9,6 +9,7 @@ exactly when it agrees everywhere, and the first place where it does not is the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from deploy.device_heads import PromptPooler
 from deploy.runtime import DeviceModel, turn_adapter_on
 
 MODES = ("base", "reasoning")
-Judge = Callable[[str, str], bool]
-"""(completion text, reference answer) → whether it is right"""
+Judge = Callable[[str, Any], bool]
+"""(completion text, task with its reference answer and labels) → whether it is right"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +35,8 @@ class ParityTask:
     task_id: str
     token_ids: tuple[int, ...]
     reference_answer: str
+    labels: tuple[str, ...] = ()
+    """As `actors.types.Task` has them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +217,7 @@ def _measure_mode(
             )
             other = own[:index] + reference.complete([*prompt, *own[:index]], start, num_tokens - index, stop)
         for who, token_ids in (("device", own), ("reference", other)):
-            num_right[who] += judge(device.chat.decode(token_ids), task.reference_answer)
+            num_right[who] += judge(device.chat.decode(token_ids), task)
         if score is not None and device.heads is not None:
             suffix = device.chat.encode(device.heads.verification_prompt)
             state = reference.states([*prompt, *own, *suffix], start)[-1].numpy()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import adapters
+from actors.reward import judge_answers
 from actors.scoring_process import Scorer
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import Prompt, Task
@@ -165,7 +166,10 @@ def check_parity(
 
     tasks = [
         ParityTask(
-            task_id=task.task_id, token_ids=tuple(prompt.token_ids.tolist()), reference_answer=task.reference_answer
+            task_id=task.task_id,
+            token_ids=tuple(prompt.token_ids.tolist()),
+            reference_answer=task.reference_answer,
+            labels=task.labels,
         )
         for task, prompt in pairs
     ]
@@ -214,7 +218,7 @@ def scorer(config: RunConfig) -> Iterator[Judge]:
     """Judges a completion in the killable process that training uses."""
     process = Scorer(config.reward.deadline_s)
     try:
-        yield lambda text, reference: process.verify([text], reference)[0].outcome == Outcome.CORRECT
+        yield lambda text, task: judge_answers(process, [text], task)[0].outcome == Outcome.CORRECT
     finally:
         process.close()
 

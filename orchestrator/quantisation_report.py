@@ -24,8 +24,8 @@ QUANTISATION_FILE = "quantisation.json"
 NATIVE, INT4 = "native", "int4"
 _ROWS_AT_ONCE = 16
 
-Judge = Callable[[str, str], bool]
-"""(completion text, reference answer) → whether it is right"""
+Judge = Callable[[str, Any], bool]
+"""(completion text, task with its reference answer and labels) → whether it is right"""
 
 
 def report_quantisation(config: RunConfig, pairs: Sequence[tuple[Task, Prompt]], judge: Judge) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def report_quantisation(config: RunConfig, pairs: Sequence[tuple[Task, Prompt]],
         stop = stop_token_ids(str(directory), tokenizer)
         completions = greedy(base, [prompt.token_ids for _, prompt in pairs], num_tokens, stop)
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        is_right = [judge(text, task.reference_answer) for text, (task, _) in zip(texts, pairs, strict=True)]
+        is_right = [judge(text, task) for text, (task, _) in zip(texts, pairs, strict=True)]
         accuracies[name] = sum(is_right) / len(is_right)
         # Before the next one is loaded: two at once may not fit.
         del base

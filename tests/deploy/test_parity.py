@@ -21,7 +21,7 @@ def tasks_for(device):
 
 def compare(directory, reference):
     with DeviceModel(directory, num_threads=1) as device:
-        return measure(device, reference, tasks_for(device), 24, lambda text, answer: answer in text)
+        return measure(device, reference, tasks_for(device), 24, lambda text, task: task.reference_answer in text)
 
 
 def test_a_right_export_agrees_in_every_number(random_model, export_with_heads):

@@ -53,7 +53,7 @@ def test_f16_says_what_torch_says(export):
             ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Request(question=q))), reference_answer="")
             for q in QUESTIONS
         ]
-        report = measure(device, Reference(MODEL, export / "adapter"), tasks, 48, lambda text, answer: True)
+        report = measure(device, Reference(MODEL, export / "adapter"), tasks, 48, lambda text, task: True)
     assert report.problems(ExportSection(min_greedy_agreement=0.6), "f16") == []
     assert min(parity.token_agreement for parity in report.modes.values()) > 0.97
 
