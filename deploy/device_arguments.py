@@ -16,5 +16,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=int, help="token budget named in the prompt; 0: none")
     parser.add_argument("--temperature", type=float, help="0: greedy")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="0: one for each core")
+    parser.add_argument("--threads", type=int, default=0, help="0: one for each core, one for a small model")
     parser.add_argument("--kv", choices=["f16", "q8_0"], default="f16", help="what keys and values are kept in")

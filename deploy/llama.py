@@ -105,8 +105,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_batch_init": (_Batch, (c_int32, c_int32, c_int32)),
     "llama_batch_free": (None, (_Batch,)),
     "llama_decode": (c_int32, (c_void_p, _Batch)),
-    "llama_get_logits_ith": (POINTER(c_float), (c_void_p, c_int32)),
-    "llama_get_embeddings_ith": (POINTER(c_float), (c_void_p, c_int32)),
+    "llama_get_logits_ith": (c_void_p, (c_void_p, c_int32)),
+    "llama_get_embeddings_ith": (c_void_p, (c_void_p, c_int32)),
 }
 
 _errors: list[str] = []
@@ -278,10 +278,10 @@ class LlamaContext:
             self._library.llama_free(self._handle)
         self._handle = None
 
-    def _row(self, pointer: Any, width: int) -> np.ndarray:
-        if not pointer:
+    def _row(self, address: int | None, width: int) -> np.ndarray:
+        if not address:
             raise RuntimeError("expected an output of llama.cpp, found none: the token was not asked for")
-        return np.ctypeslib.as_array(pointer, (width,))
+        return np.frombuffer(memoryview((c_float * width).from_address(address)), dtype=np.float32)
 
 
 def _last_error() -> str:

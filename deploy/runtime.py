@@ -31,6 +31,8 @@ from deploy.voting import answer_key, vote
 Mode = Literal["auto", "base", "reasoning"]
 BATCH_TOKENS = 512
 MAX_SEQUENCES = 64
+SMALL_BASE_BYTES = 16 << 20
+"""A smaller base is computed by one thread: a second one waits longer for the first than it computes."""
 OnEvent = Callable[[str, Any], None]
 """`("mode", (mode, probability or None))` once; then `("text", (number of the completion, text))`."""
 
@@ -94,12 +96,13 @@ class DeviceModel:
     """An export in memory. Close it, or use it as a context manager."""
 
     def __init__(self, directory: Path, num_threads: int = 0, kv_type: KvType = "f16") -> None:
-        """`num_threads` 0: one for each core this process may use. Raises ExportError, naming the file, for an export
-        that is damaged or does not fit together."""
+        """`num_threads` 0: one for each core this process may use, or one for a small base. Raises ExportError, naming
+        the file, for an export that is damaged or does not fit together."""
         self.manifest = read_manifest(directory)
         check_files(directory, self.manifest)
         self.chat = Chat(directory / TOKENIZER_DIR)
-        self.num_threads = num_threads or _num_cores()
+        is_small = (directory / BASE_FILE).stat().st_size < SMALL_BASE_BYTES
+        self.num_threads = num_threads or (1 if is_small else _num_cores())
         self._kv_type: KvType = kv_type
         self._context: LlamaContext | None = None
         self.model = LlamaModel(directory / BASE_FILE, directory / ADAPTER_FILE)

@@ -20,6 +20,15 @@ _PATTERNS = {
 }
 """Regular expression that text is split by → llama.cpp's name for it."""
 
+_TEXT = {
+    chr(code)
+    for first, last in ((0x21, 0x7E), (0xA1, 0xAC), (0xAE, 0xBF), (0x122, 0x143))
+    for code in range(first, last + 1)
+}
+_TEXT |= {"\u0120", "\u010a"}
+"""Printable ASCII, the bytes 0x80 to 0xBF, space and line break, as byte-level BPE writes them: what text of any language
+needs. Rarer bytes are missing from some vocabularies."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vocabulary:
@@ -38,14 +47,14 @@ class Vocabulary:
 
 def read_vocabulary(tokenizer_dir: Path, num_tokens: int) -> Vocabulary | None:
     """The vocabulary of a `tokenizer.json`, filled up to `num_tokens` (rows of the embeddings); None for a kind that
-    llama.cpp does not know, and for one without all 256 bytes."""
+    llama.cpp does not know, and for one that cannot write plain text."""
     path = tokenizer_dir / "tokenizer.json"
     if not path.is_file():
         return None
     raw = json.loads(path.read_text())
     pre = _pre_tokenizer(raw.get("pre_tokenizer") or {})
     model = raw["model"]
-    if model.get("type") != "BPE" or pre is None or not _byte_characters() <= model["vocab"].keys():
+    if model.get("type") != "BPE" or pre is None or not model["vocab"].keys() >= _TEXT:
         return None
     tokens, types = [f"[PAD{index}]" for index in range(num_tokens)], [UNUSED] * num_tokens
     for text, index in model["vocab"].items():
@@ -79,12 +88,6 @@ def _pre_tokenizer(raw: dict[str, Any]) -> str | None:
     if kinds == ["Split", "ByteLevel"] and parts[0].get("behavior") == "Isolated" and not parts[1].get("use_regex"):
         return _PATTERNS.get(parts[0].get("pattern", {}).get("Regex"))
     return None
-
-
-def _byte_characters() -> set[str]:
-    """The 256 characters that stand for bytes in byte-level BPE: printable ones for themselves, others from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    return {chr(byte) for byte in printable} | {chr(0x100 + index) for index in range(256 - len(printable))}
 
 
 def _content(config: dict[str, Any], kind: str) -> str | None:

@@ -174,7 +174,7 @@ def check_parity(
         for task, prompt in pairs
     ]
     num_tokens = min(config.export.parity_tokens, config.evaluation.max_completion_tokens)
-    with DeviceModel(directory, config.learner.num_threads) as device:
+    with DeviceModel(directory) as device:
         check_prompts(config, device.chat, pairs)
         report = measure(device, Reference(base_dir, directory / PEFT_DIR), tasks, num_tokens, judge)
     result = asdict(report)

@@ -179,3 +179,9 @@ def test_a_byte_level_vocabulary_is_written_and_another_is_left_out(tmp_path, ti
     assert vocabulary.types[-1] == 5
     # The embedded model has letters and tags only, no bytes.
     assert read_vocabulary(tiny_model_dir, 104) is None
+    # Bytes that text hardly has may be missing, as in SmolLM2's.
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    for byte, is_written in (("\u00c1", True), ("\u010a", False)):
+        raw["model"]["vocab"].pop(byte)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+        assert (read_vocabulary(tmp_path, size) is not None) == is_written

@@ -157,7 +157,8 @@ def test_a_merged_model_is_the_base_with_the_adapter_on_everywhere(tmp_path, tin
     base = make_model(tmp_path / "model", kind, tiny_model_dir)
     packed = make_adapter(base)
     adapters.write_directory(packed, tmp_path / "adapter")
-    write_merged(base, base, packed, tmp_path / "merged")
+    (tmp_path / "tokenizer").mkdir()
+    write_merged(base, tmp_path / "tokenizer", packed, tmp_path / "merged")
     ids = [5, 9, 30, 31, 32, 8]
     reference = Reference(base, tmp_path / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
