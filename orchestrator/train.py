@@ -20,7 +20,7 @@ from actors.reward import inputs_of_rollouts
 from actors.rollout import BASE_VERSION
 from actors.types import AdapterRef, DroppedGroup, RolloutGroup, StageSpec, TrainBatch, UpdateResult
 from configs.schema import RunConfig
-from orchestrator import checkpoint
+from orchestrator import checkpoint, ledger
 from orchestrator.batching import build_batch, sequence_kls
 from orchestrator.checkpoint import Checkpoint, KeepRule, StageState
 from orchestrator.evaluate import evaluate
@@ -71,6 +71,7 @@ def train(stage: Stage, start_adapter: bytes) -> None:
             pool.use_adapter(*published, state.length_state)
             clock.mark("publish")
             state = replace(state, cursor=pool.cursor)
+            ledger.append(config.run_dir, state.step, groups, dropped, state.cursor)
             metrics = group_metrics(groups, dropped, policy_version=state.step - 1)
             metrics |= {
                 "rollout/prompts_too_long": float(prompter.num_too_long),
