@@ -285,7 +285,8 @@ def start_cluster(
     try:
         resources = ray.cluster_resources()
         problems = cluster_problems(config, num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))
-        if problems:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if problems := problems or misfits(config, nodes):
             raise ConfigError(problems)
         cluster = Cluster(config, model_path, on_event)
         yield cluster
@@ -331,6 +332,16 @@ def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str
         ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD"),
     ]
     return [(role, bundles, strategy) for role, bundles, strategy in groups if bundles]
+
+
+def misfits(config: RunConfig, nodes: Sequence[dict[str, float]]) -> list[str]:
+    """Actors that no node could hold, however idle, though all nodes together have enough; `nodes` are resources."""
+    return [
+        f"{role}: asks for {bundle} on one node, the largest of {len(nodes)} nodes have "
+        f"{ {name: max(node.get(name, 0.0) for node in nodes) for name in bundle} }"
+        for role, (bundle, *_), _ in placements(config)
+        if not any(all(node.get(name, 0.0) >= amount for name, amount in bundle.items()) for node in nodes)
+    ]
 
 
 def _gpu_share(config: RunConfig, num_gpus: int) -> float:

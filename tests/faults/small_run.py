@@ -1,11 +1,13 @@
 """A small real command as a process of its own, whose actors can be found and killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +55,26 @@ ACTORS = {
 class SmallRun:
     """`terse COMMAND --verbose` on the embedded model; its log is read as it comes."""
 
-    def __init__(self, root: Path, command: str, *overrides: str, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        root: Path,
+        command: str,
+        *overrides: str,
+        through: Sequence[str] = (sys.executable, "-m", "orchestrator"),
+        environment: dict[str, str] | None = None,
+    ):
+        """`through`: what takes the command and its arguments."""
         self.dir = root / "small"
+        self.started_s = time.monotonic()
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "orchestrator", command, "--config", "quickstart", "--verbose"),
+                *(*through, command, "--config", "quickstart", "--verbose"),
                 *(f"run.dir={root}", *SETTINGS, *overrides),
             ],
             cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
@@ -73,7 +84,7 @@ class SmallRun:
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self.process.stderr:
+        for line in self.process.stdout:
             self.lines.append((time.monotonic(), line.rstrip()))
 
     @property
@@ -113,6 +124,11 @@ class SmallRun:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [row for row in events.read(self.dir) if row["event"] == kind]
+
+    def wait_to_end(self, timeout_s: float) -> None:
+        """Until the process ends, or so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout_s)
 
     def finish(self, timeout_s: float = 400) -> int:
         status = self.process.wait(timeout_s)
@@ -160,6 +176,6 @@ def is_gone(process: psutil.Process) -> bool:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline()[:3])
+        return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""

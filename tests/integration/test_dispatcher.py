@@ -12,7 +12,7 @@ from actors.engine import EngineLost, Sampling
 from actors.types import Rollout
 from configs.load import ConfigError, load_config
 from orchestrator.actor_pool import ActorPool
-from orchestrator.cluster import Cluster, placements, start_cluster
+from orchestrator.cluster import Cluster, misfits, placements, start_cluster
 from orchestrator.dispatcher import Dispatcher, GroupRequest
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_prompt, make_ref, make_task
@@ -267,6 +267,14 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_any_actor_starts(ray_
     config = load_config("quickstart", ["learner.num_gpus_per_rank=1"])
     with pytest.raises(ConfigError, match="GPU"), start_cluster(config, "unused"):
         pass
+
+
+def test_an_actor_that_fits_no_single_node_is_named_with_what_the_nodes_have():
+    config = load_config("quickstart", ["engine.num_cpus=3"])
+    assert misfits(config, [{"CPU": 2.0}, {"CPU": 2.5}]) == [
+        "rollout: asks for {'CPU': 3.0} on one node, the largest of 2 nodes have {'CPU': 2.5}"
+    ]
+    assert misfits(config, [{"CPU": 2.0}, {"CPU": 3.0}]) == []
 
 
 def test_placement_has_one_group_per_role():
