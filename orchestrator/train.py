@@ -234,6 +234,8 @@ def save(stage: Stage, state: StageState, published: Published) -> None:
     checkpoint.save(stage.directory, saved, KeepRule(num_newest=run.keep_checkpoints, every_steps=run.keep_every_steps))
     size_bytes, seconds = len(saved.adapter) + len(saved.learner), time.monotonic() - started_s
     stage.event(Event.CHECKPOINT, state.step, seconds=round(seconds, 3), size_bytes=size_bytes)
+    if stage.mirror and (problem := stage.mirror.try_to_push()):
+        stage.event(Event.MIRROR_BEHIND, state.step, problem=problem)
 
 
 def evaluate_now(stage: Stage, version: int) -> None:

@@ -81,6 +81,7 @@ def test_a_scoring_process_that_is_killed_costs_at_most_one_completion(start_rl)
     run = start_rl()
     run.wait_for_line("rl step 2/8")
     victims = run.find("scoring process")
+    assert victims
     for victim in victims:
         victim.kill()
     run.wait_for_line("rl step 4/8")
