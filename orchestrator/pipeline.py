@@ -21,6 +21,7 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.base_model import base_model_path
 from orchestrator.cluster import start_cluster
+from orchestrator.dispatcher import is_lost_object
 from orchestrator.evaluate import evaluate, evaluate_caps
 from orchestrator.events import EVENTS_FILE, Event, recorded
 from orchestrator.events import append as append_event
@@ -117,13 +118,16 @@ def record_event(run_dir: Path, event: Event, details: dict[str, Any]) -> None:
 
 
 def run_stage(stage: Stage) -> None:
-    """One stage; when the learner is lost, from the last checkpoint again with a new one."""
+    """One stage; when the learner is lost, or an adapter of its making with its node, from the last checkpoint again
+    with a new one."""
     max_restarts = stage.config.cluster.max_learner_restarts
     for num_restarts in itertools.count():
         try:
             RUN_STAGE[stage.name](stage)
             return
-        except LearnerLost as error:
+        except (LearnerLost, ray.exceptions.RayError) as error:
+            if not isinstance(error, LearnerLost) and not is_lost_object(error):
+                raise
             if num_restarts >= max_restarts:
                 raise RuntimeError(
                     f"the learner was lost {num_restarts + 1} times (cluster.max_learner_restarts={max_restarts}): {error}"
