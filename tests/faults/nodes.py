@@ -24,7 +24,8 @@ class Nodes:
             initialize_head=True,
             head_node_args={
                 "num_cpus": num_cpus,
-                "node_ip_address": "127.0.0.1",
+                # 127.0.0.1 would be taken for the machine, whose own address is then tried.
+                "node_ip_address": "127.0.0.2",
                 "include_dashboard": True,
                 "dashboard_host": "127.0.0.1",
                 "dashboard_port": dashboard,
@@ -41,7 +42,7 @@ class Nodes:
         self._num_added += 1
         node = self._cluster.add_node(
             num_cpus=num_cpus,
-            node_ip_address=f"127.0.0.{self._num_added + 1}",
+            node_ip_address=f"127.0.0.{self._num_added + 2}",
             dashboard_agent_listen_port=free_port(),
         )
         (raylet,) = node.all_processes["raylet"]

@@ -1,6 +1,7 @@
-"""A disk that takes no more: the run ends clearly, and what it had saved is good."""
+"""A disk that takes no more: the run ends clearly, and what it had saved is good. A disk that is lost: there is a copy."""
 
 import resource
+import shutil
 import time
 
 import psutil
@@ -31,3 +32,19 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_is_
     again = start_rl()
     assert again.finish() == 0, again.log
     again.check_ledger()
+
+
+def test_a_run_whose_disk_is_lost_goes_on_from_its_mirror(start_rl, tmp_path):
+    mirror = f"run.mirror=file://{tmp_path}/copy"
+    run = start_rl(mirror)
+    run.wait_for_line("rl step 5/8")
+    run.process.kill()
+    run.process.wait()
+    shutil.rmtree(run.dir)
+    (tmp_path / "mlflow.db").unlink()
+    again = start_rl(mirror)
+    assert again.finish() == 0, again.log
+    assert "fetching" in again.log
+    assert [row["step"] for row in again.events("resumed")] == [4]
+    again.check_ledger()
+    assert (tmp_path / "copy/small/rl/step_000008/manifest.json").is_file()

@@ -13,7 +13,7 @@ from actors.types import Rollout
 from configs.load import ConfigError, load_config
 from orchestrator.actor_pool import ActorPool
 from orchestrator.cluster import Cluster, misfits, placements, start_cluster
-from orchestrator.dispatcher import Dispatcher, GroupRequest
+from orchestrator.dispatcher import Dispatcher, GroupRequest, is_lost_actor
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_prompt, make_ref, make_task
 
@@ -221,6 +221,12 @@ def test_an_actor_that_cannot_start_ends_the_wait_with_its_own_words(ray_cluster
     engines = make_actors(Engine, "cannot start", after="cannot start")
     with pytest.raises(RuntimeError, match=r"2 starts in a row failed; .*no such model"):
         engines.wait_for(1)
+
+
+def test_an_actor_that_ray_ends_because_its_node_is_out_of_memory_counts_as_lost():
+    assert is_lost_actor(ray.exceptions.OutOfMemoryError("the node is low on memory"))
+    assert is_lost_actor(ray.exceptions.ActorDiedError())
+    assert not is_lost_actor(ray.exceptions.GetTimeoutError("late"))
 
 
 def test_more_losses_than_allowed_end_the_run(ray_cluster):
