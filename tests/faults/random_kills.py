@@ -4,14 +4,16 @@
 
 First a run that is left alone, then runs that are killed, each several times. Every other kill comes after a random time
 from the start of the process (most of that is starting engines and learner), the others between two operations on files
-of the run directory. Compared with the run left alone: every file of the last checkpoint, adapter first, the ledger of
-prompts, and all metrics that are not times. What is found goes to `random_kills.json` in DIRECTORY as well.
+of the run directory (`die_at`). Compared with the run left alone: every file of the last checkpoint, adapter first, the ledger of
+prompts, and all metrics that are not times. Every kill is added to `random_kills.json` in DIRECTORY; a second call on the
+same one adds to it, without the run left alone. Exit status 1 when something differs.
 """
 
 import argparse
 import hashlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -41,56 +43,67 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=None, help="a temporary one by default")
     arguments = parser.parse_args()
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="random_kills_"))
+    directory.mkdir(parents=True, exist_ok=True)
     found = kill_and_compare(directory, arguments.kills, random.Random(arguments.seed))
-    (directory / "random_kills.json").write_text(json.dumps(found, indent=2))
     print(json.dumps({key: value for key, value in found.items() if key != "moments"}, indent=2))
     return 0 if found["num_different"] == 0 else 1
 
 
 def kill_and_compare(directory: Path, num_kills: int, random: random.Random) -> dict[str, Any]:
+    """`num_kills` more, over as many runs as that takes; returns what `random_kills.json` has then."""
     started_s = time.monotonic()
-    sft = SmallRun(directory / "sft", "sft")
-    require(sft.finish() == 0, sft.log)
-    settings = [f"sft.adapter={sft.dir}/sft/step_{SFT_STEPS:06d}", *SETTINGS]
-    alone = SmallRun(directory / "left_alone", "train", *settings)
-    require(alone.finish() == 0, alone.log)
-    begin_s, first_s, *_, last_s = (
-        alone.started_s,
-        *(alone.wait_for_line(f"rl step {step}/") for step in (1, NUM_STEPS)),
-    )
-    latest_s = first_s - begin_s + MAX_STEPS_FRAC * (last_s - first_s)
-    expected = outcome(alone.dir)
-    moments: list[str] = []
-    num_runs = num_different = 0
-    run_root: Path | None = None
-    while len(moments) < num_kills or run_root is not None:
-        if run_root is None:
-            num_runs += 1
-            run_root = directory / f"killed_{num_runs}"
-        is_left_alone = len(moments) >= num_kills
+    path = directory / "random_kills.json"
+    if not path.is_file():
+        path.write_text(json.dumps(leave_alone(directory), indent=2))
+    found = json.loads(path.read_text())
+    before_s, expected = found["seconds"], outcome(directory / "left_alone" / "small")
+    last = found["num_kills"] + num_kills
+    root = directory / f"killed_{found['num_runs'] + 1}"
+    while found["num_kills"] < last or root.exists():
+        may_end = found["num_kills"] >= last
         by_time = random.random() < 0.5
-        at_operation = 0 if is_left_alone or by_time else random.randint(1, MAX_OPERATION)
-        run = SmallRun(run_root, "train", *settings, through=dying(at_operation, run_root / "small"))
-        if by_time and not is_left_alone:
-            after_s = random.uniform(0.0, latest_s)
+        at_operation = 0 if may_end or by_time else random.randint(1, MAX_OPERATION)
+        run = SmallRun(root, "train", *settings(directory), through=dying(at_operation, root / "small"))
+        after_s = random.uniform(0.0, found["latest_s"])
+        if by_time and not may_end:
             run.wait_to_end(after_s)
             run.process.kill()
         if run.finish() == 0:
-            num_different += outcome(run.dir) != expected
-            run_root = None
+            found["num_different"] += outcome(run.dir) != expected
+            found["num_runs"] += 1
+            root = directory / f"killed_{found['num_runs'] + 1}"
         else:
-            require(run.process.returncode == -9, run.log)
-            what = f"{after_s:.1f} s after its start" if by_time else f"operation {at_operation}"
-            moments.append(f"run {num_runs}, {what}, {len(ledger.read(run.dir))} of {NUM_STEPS} steps done")
-            print(f"kill {len(moments)}: {moments[-1]}", flush=True)
+            require(run.process.returncode == -signal.SIGKILL, run.log)
+            what = f"{after_s:.1f} s after its start" if by_time else f"before operation {at_operation}"
+            moment = f"{root.name}, {what}, {len(ledger.read(run.dir))} of {NUM_STEPS} steps taken"
+            found["moments"].append(moment)
+            found["num_kills"] += 1
+            print(f"kill {found['num_kills']}: {moment}", flush=True)
+        found["seconds"] = before_s + round(time.monotonic() - started_s)
+        path.write_text(json.dumps(found, indent=2))
+    return found
+
+
+def leave_alone(directory: Path) -> dict[str, Any]:
+    """Run SFT, then RL undisturbed; the books to begin with."""
+    sft = SmallRun(directory / "sft", "sft")
+    require(sft.finish() == 0, sft.log)
+    alone = SmallRun(directory / "left_alone", "train", *settings(directory))
+    require(alone.finish() == 0, alone.log)
+    first_s, last_s = (alone.wait_for_line(f"rl step {step}/") - alone.started_s for step in (1, NUM_STEPS))
     return {
-        "num_kills": len(moments),
-        "num_runs": num_runs,
-        "num_different": num_different,
-        "adapter_sha256": expected["files"][adapters.WEIGHTS_FILE],
-        "seconds": round(time.monotonic() - started_s),
-        "moments": moments,
+        "adapter_sha256": outcome(alone.dir)["files"][adapters.WEIGHTS_FILE],
+        "latest_s": first_s + MAX_STEPS_FRAC * (last_s - first_s),
+        "num_kills": 0,
+        "num_runs": 0,
+        "num_different": 0,
+        "seconds": 0,
+        "moments": [],
     }
+
+
+def settings(directory: Path) -> list[str]:
+    return [f"sft.adapter={directory}/sft/small/sft/step_{SFT_STEPS:06d}", *SETTINGS]
 
 
 def dying(at_operation: int, directory: Path) -> tuple[str, ...]:
