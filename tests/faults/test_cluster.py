@@ -1,5 +1,6 @@
 """Clusters that are too small, that shrink and grow, and whose object store is full."""
 
+import re
 import time
 
 import numpy as np
@@ -39,13 +40,16 @@ def test_a_lost_node_costs_time_only_and_one_that_joins_later_takes_its_place(st
         num_lines = run.num_lines
         family = kill_node(raylet)
         killed_s = time.monotonic()
-        lost_s = run.wait_for_line("rollout actor 1 lost", after=num_lines)
+        lost_s = run.wait_for_line(" lost: ", after=num_lines)
+        while not (found := re.findall(r"rollout actor (\d) lost: ", "\n".join(line for _, line in run.lines))):
+            time.sleep(0.1)
+        engine = f"rollout actor {found[0]}"
         step_s = run.wait_for_line("rl step", after=run.num_lines)
         print(f"\n| node lost | {lost_s - killed_s:.1f} | | {step_s - killed_s:.1f} |")
         num_lines = run.num_lines
         joins_s = time.monotonic()
         successor = nodes.add(num_cpus=1)
-        serves_s = run.wait_for_line("rollout actor 1 serves", after=num_lines)
+        serves_s = run.wait_for_line(f"{engine} serves", after=num_lines)
         print(f"| node joins | | {serves_s - joins_s:.1f} | |")
         (core,) = [p for p in successor.children(recursive=True) if "VLLM::EngineCore" in "".join(p.cmdline())]
         busy_s = core.cpu_times().user
