@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -56,7 +56,8 @@ def kill_node(raylet: psutil.Process) -> list[psutil.Process]:
     """SIGKILL to everything on a node, as when its machine is gone; what that was."""
     family = [raylet, *raylet.children(recursive=True)]
     for process in family:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return family
 
 

@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from tests.faults.nodes import RAY, kill_node, start_nodes
+from tests.faults.small_run import is_gone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -56,7 +57,7 @@ def test_a_lost_node_costs_time_only_and_one_that_joins_later_takes_its_place(st
         run.wait_for_line("rl step", after=run.num_lines + 4)
         assert core.cpu_times().user > busy_s + 0.2, "it is given prompts"
         assert run.finish() == 0, run.log
-        assert not any(process.is_running() for process in family)
+        assert all(map(is_gone, family))
     run.check_ledger(num_steps)
 
 
