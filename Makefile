@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow test-device-clean test-faults bench bench-budget bench-scaling bench-qamr lint clean
+.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak bench bench-budget bench-scaling bench-qamr lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -44,6 +44,12 @@ test-device-clean: $(STAMP) ## an export in a new environment with the extra `de
 
 test-faults: $(STAMP) ## kill parts of real runs and see that they go on
 	@$(BIN)/python -m pytest -q -m faults -s
+
+random-kills: $(STAMP) ## a deterministic run killed at 20 random moments ends in the same bits
+	@$(BIN)/python -m tests.faults.random_kills
+
+soak: $(STAMP) ## RL while something random is killed every 45 s; MINUTES=60
+	@$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60)
 
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done

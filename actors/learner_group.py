@@ -9,6 +9,9 @@ import ray
 
 from actors.types import AdapterRef, StageSpec, TrainBatch, UpdateResult
 
+LOST_ACTOR = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
+"""What a call raises when the actor's process is gone; the last one when Ray took it because a node ran out of memory."""
+
 
 class LearnerLost(RuntimeError):
     """A rank is gone or silent: only new ranks and the last checkpoint help."""
@@ -91,7 +94,7 @@ class LearnerGroup:
             rank = pending.pop(ready[0])
             try:
                 results[rank] = ray.get(ready[0])
-            except ray.exceptions.RayActorError as error:
+            except LOST_ACTOR as error:
                 raise LearnerLost(f"learner rank {rank} was lost in {method}: {error}") from error
             except Exception as error:
                 error.add_note(f"in {method} of learner rank {rank}")

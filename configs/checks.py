@@ -133,6 +133,7 @@ def _secret_problems(config: RunConfig) -> Iterator[str]:
         "tracking.uri",
         "cluster.address",
         "model.path",
+        "run.mirror",
         "data.train.source",
         "data.evaluation.source",
         "data.sft.source",

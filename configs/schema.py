@@ -25,6 +25,9 @@ class RunSection:
     name: str = "run"
     """Files go to `<dir>/<name>`."""
     dir: str = "runs"
+    mirror: str = ""
+    """Address that fsspec knows, e.g. `s3://bucket/runs`: the run directory is copied to `<mirror>/<name>` after each
+    checkpoint and at the end, and fetched from there where it is missing. Empty: no copy."""
     seed: int = 0
     """Seeds tasks, budgets, sampling and weights."""
     keep_checkpoints: int = 2

@@ -61,6 +61,7 @@ class ActorPool:
         self._failed_starts: Counter[int] = Counter()
         self._handles: list[Any] = [make(index) for index in range(size)]
         self._starting: dict[int, tuple[Any, float]] = {}
+        self._replacing: set[int] = set()
         self._pings: dict[int, tuple[Any, float]] = {}
         for index in range(size):
             self._begin_start(index)
@@ -80,6 +81,11 @@ class ActorPool:
     def serving(self) -> list[int]:
         """Indices of the actors that can be called."""
         return [index for index in range(len(self._handles)) if index not in self._starting]
+
+    @property
+    def num_replacing(self) -> int:
+        """Actors that were lost and whose successors do not serve yet."""
+        return len(self._replacing)
 
     def wait_for(self, num_serving: int) -> None:
         """Block until so many serve. Raises RuntimeError when they do not in time, or cannot."""
@@ -114,6 +120,7 @@ class ActorPool:
                     self._begin_start(index)
                     continue
                 self._failed_starts[index] = 0
+                self._replacing.discard(index)
                 log.info("%s %d serves", self.role, index)
                 served.append(index)
             elif time.monotonic() - since_s > self._start_timeout_s and not self.serving:
@@ -159,6 +166,7 @@ class ActorPool:
                 f"{self.role} {index}: {cause}"
             ) from error
         self._on_loss(Loss(role=self.role, index=index, cause=cause, num_losses=self._num_losses))
+        self._replacing.add(index)
         ray.kill(self._handles[index])
         self._pings.pop(index, None)
         self._handles[index] = self._make(index)

@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
-LOAD_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 120.0
+"""For an engine to load an adapter or heads, or to generate a few tokens."""
 
 OnEvent = Callable[[Event, dict[str, Any]], None]
 """Something that an operator wants to know, with its details."""
@@ -95,11 +96,13 @@ class Cluster:
             published.clear()
         self._rank_actors, self._learner = self._make_ranks(), None
 
-    @property
-    def rollout_actors(self) -> Sequence[Any]:
-        """Handles of the engines, once all of them serve."""
-        self.engines.wait_for(len(self.engines))
-        return self.engines.handles
+    def ask_engines(self, call: Callable[[Any], Any]) -> dict[tuple[int, Any], Any]:
+        """The answers of the rollout engines, by index and handle, once all have started; those that were lost, then or
+        earlier, and are still being made again are not waited for."""
+        self.engines.wait_for(max(1, len(self.engines) - self.engines.num_replacing))
+        handles = self.engines.handles
+        answers = self._call_serving(self.engines, call)
+        return {(index, handles[index]): answer for index, answer in answers.items()}
 
     def make_dispatcher(self) -> Dispatcher:
         self.engines.wait_for(1)
@@ -151,13 +154,13 @@ class Cluster:
         pool.poll()
         actors = {index: pool.handle(index) for index in pool.serving}
         calls = {index: call(actor) for index, actor in actors.items()}
-        deadline_s = time.monotonic() + LOAD_TIMEOUT_S
+        deadline_s = time.monotonic() + CALL_TIMEOUT_S
         answers = {}
         for index, reference in calls.items():
             try:
                 answers[index] = ray.get(reference, timeout=max(0.0, deadline_s - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
-                pool.lost(actors[index], f"nothing loaded within {LOAD_TIMEOUT_S:.0f} s")
+                pool.lost(actors[index], f"no answer within {CALL_TIMEOUT_S:.0f} s")
             except ray.exceptions.RayError as error:
                 if not is_lost_actor(error):
                     raise
@@ -291,7 +294,8 @@ def start_cluster(
     try:
         resources = ray.cluster_resources()
         problems = cluster_problems(config, num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))
-        if problems:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if problems := problems or misfits(config, nodes):
             raise ConfigError(problems)
         cluster = Cluster(config, model_path, on_event)
         yield cluster
@@ -337,6 +341,16 @@ def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str
         ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD"),
     ]
     return [(role, bundles, strategy) for role, bundles, strategy in groups if bundles]
+
+
+def misfits(config: RunConfig, nodes: Sequence[dict[str, float]]) -> list[str]:
+    """Actors that no node could hold, however idle, though all nodes together have enough; `nodes` are resources."""
+    return [
+        f"{role}: asks for {bundle} on one node, the largest of {len(nodes)} nodes have "
+        f"{ {name: max(node.get(name, 0.0) for node in nodes) for name in bundle} }"
+        for role, (bundle, *_), _ in placements(config)
+        if not any(all(node.get(name, 0.0) >= amount for name, amount in bundle.items()) for node in nodes)
+    ]
 
 
 def _gpu_share(config: RunConfig, num_gpus: int) -> float:

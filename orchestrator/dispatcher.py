@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from actors.engine import EngineLost, Sampling
+from actors.learner_group import LOST_ACTOR
 from actors.types import Completion, HardCap, Prompt, RolloutGroup, Task
 from orchestrator.actor_pool import ActorPool, root_cause
 from rewards.length_state import NO_MEMORY, LengthState
@@ -246,7 +247,7 @@ def is_lost_actor(error: BaseException) -> bool:
     """The actor's process, its node, or the engine inside it is gone."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return isinstance(error.cause, EngineLost)
-    return isinstance(error, ray.exceptions.RayActorError)
+    return isinstance(error, LOST_ACTOR)
 
 
 def is_lost_object(error: BaseException) -> bool:

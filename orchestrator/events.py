@@ -39,6 +39,8 @@ class Event(enum.StrEnum):
     """seconds, size_bytes"""
     CHECKPOINT_SKIPPED = "checkpoint_skipped"
     """problem: the file and what is wrong with it"""
+    MIRROR_BEHIND = "mirror_behind"
+    """problem: why a checkpoint could not be copied to run.mirror; the next copy brings it"""
     DROPPED = "dropped"
     """Groups that a step was not trained on: reason → how many"""
     RESTARTED = "restarted"

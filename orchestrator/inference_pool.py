@@ -17,7 +17,7 @@ import ray
 from actors.engine import Sampling
 from actors.types import Completion, HardCap, Inference, Prompt, Reads, Rollout, Task
 from orchestrator.actor_pool import ActorPool, root_cause
-from orchestrator.dispatcher import MAX_ATTEMPTS, WATCH_AFTER_S, is_lost_actor
+from orchestrator.dispatcher import MAX_ATTEMPTS, WATCH_AFTER_S, is_lost_actor, is_lost_object
 
 log = logging.getLogger(__name__)
 
@@ -212,9 +212,11 @@ class Work:
             result = ray.get(reference)
         except ray.exceptions.RayError as error:
             self._attempts[flight.index] += 1
-            if not is_lost_actor(error) or self._attempts[flight.index] >= MAX_ATTEMPTS:
+            is_lost = is_lost_actor(error)
+            if not (is_lost or is_lost_object(error)) or self._attempts[flight.index] >= MAX_ATTEMPTS:
                 raise RuntimeError(f"request {flight.index} failed: {root_cause(error)}") from error
-            self._pool.actors[flight.role].lost(flight.actor, root_cause(error))
+            if is_lost:  # else its answer went with the node, and the actor may live
+                self._pool.actors[flight.role].lost(flight.actor, root_cause(error))
             self._waiting.append(flight.index)
             return
         if self._take(flight.index, result):

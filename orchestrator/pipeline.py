@@ -21,12 +21,14 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.base_model import base_model_path
 from orchestrator.cluster import start_cluster
+from orchestrator.dispatcher import is_lost_object
 from orchestrator.evaluate import evaluate, evaluate_caps
 from orchestrator.events import EVENTS_FILE, Event, recorded
 from orchestrator.events import append as append_event
 from orchestrator.export import export, is_exported
 from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
+from orchestrator.mirror import Mirror
 from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.protocols import evaluate_protocols, is_complete
@@ -43,7 +45,8 @@ log = logging.getLogger(__name__)
 STAGES = ("sft", "rl", "heads", "evaluate", "protocols", "export")
 EVALUATED = ("base", "sft", "rl")
 FREE_SETTINGS = (
-    *("cluster.", "tracking.", "evaluation.", "scaling.", "protocols.", "export.", "run.dir", "run.keep_"),
+    *("cluster.", "tracking.", "evaluation.", "scaling.", "protocols.", "export."),
+    *("run.dir", "run.mirror", "run.keep_"),
     "rollout.generate_timeout_s",
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
@@ -55,15 +58,23 @@ HEADS_SETTINGS = ("heads.", "data.easy.", "data.hard.")
 def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
     """Run what is missing of `stages` and build the report; returns the path of `report.html`.
 
-    Raises ConfigError when the run directory holds another configuration.
+    Raises ConfigError when the run directory, or its copy at `run.mirror`, holds another configuration.
     """
+    mirror = Mirror(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with run_files.sole_writer(config.run_dir):
+        mirror.fetch()
         claim_run_dir(config)
-        return run_missing(config, stages)
+        try:
+            report = run_missing(config, stages, mirror)
+        except BaseException:
+            mirror.try_to_push()
+            raise
+        mirror.push()
+        return report
 
 
-def run_missing(config: RunConfig, stages: Sequence[str]) -> Path:
+def run_missing(config: RunConfig, stages: Sequence[str], mirror: Mirror) -> Path:
     """`run` once the directory is this process's own."""
     run_dir = config.run_dir
     if config.reward.span == "thinking":
@@ -76,7 +87,7 @@ def run_missing(config: RunConfig, stages: Sequence[str]) -> Path:
         return build_report(run_dir)
     with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
         if on_cluster := [name for name in todo if name != "export"]:
-            run_stages(config, on_cluster, parent)
+            run_stages(config, on_cluster, parent, mirror)
         report = build_report(run_dir)
         if "export" in todo:
             report = run_export(config, parent)
@@ -87,7 +98,7 @@ def run_missing(config: RunConfig, stages: Sequence[str]) -> Path:
     return report
 
 
-def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None:
+def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror: Mirror) -> None:
     """Start the cluster once and run the stages on it."""
     model_path = base_model_path(config)
     with ExitStack() as stack:
@@ -96,7 +107,11 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker) -> None
             tokenizer = load_tokenizer(model_path, config.model)
         for name in names:
             with part_of(config.run_dir, name), start_tracker(config, name, parent_run_id=parent.run_id) as tracker:
-                run_stage(Stage(name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer))
+                run_stage(
+                    Stage(
+                        name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer, mirror=mirror
+                    )
+                )
 
 
 def record_event(run_dir: Path, event: Event, details: dict[str, Any]) -> None:
@@ -105,13 +120,16 @@ def record_event(run_dir: Path, event: Event, details: dict[str, Any]) -> None:
 
 
 def run_stage(stage: Stage) -> None:
-    """One stage; when the learner is lost, from the last checkpoint again with a new one."""
+    """One stage; when the learner is lost, or an adapter of its making with its node, from the last checkpoint again
+    with a new one."""
     max_restarts = stage.config.cluster.max_learner_restarts
     for num_restarts in itertools.count():
         try:
             RUN_STAGE[stage.name](stage)
             return
-        except LearnerLost as error:
+        except (LearnerLost, ray.exceptions.RayError) as error:
+            if not isinstance(error, LearnerLost) and not is_lost_object(error):
+                raise
             if num_restarts >= max_restarts:
                 raise RuntimeError(
                     f"the learner was lost {num_restarts + 1} times (cluster.max_learner_restarts={max_restarts}): {error}"

@@ -22,20 +22,24 @@ PROBE_VERSION = -2
 MIN_CHANGE = 1e-3
 MAX_RETURN_GAP = 0.05
 """Nats: bf16 engines are not exactly repeatable."""
-GENERATE_TIMEOUT_S = 300.0
 
 
 def prove_adapters_reach(cluster: Cluster, ref: AdapterRef, packed_ref: Any, prompt: Prompt) -> None:
     """Load `ref`, a probe, and `ref` again into every engine, and compare their logprobs.
 
-    Raises RuntimeError naming the engine that ignores the adapter or does not return to it.
+    Raises RuntimeError naming the engine that ignores the adapter or does not return to it. An engine that is lost
+    meanwhile is left out; with none left it is done again.
     """
     packed = ray.get(packed_ref)
     probe = adapters.perturbed(packed, seed=0)
-    before = _generate(cluster, ref, packed, prompt)
-    under_probe = _generate(cluster, adapters.make_ref(probe, PROBE_VERSION), probe, prompt)
-    after = _generate(cluster, ref, packed, prompt)
-    for index, (first, moved, back) in enumerate(zip(before, under_probe, after, strict=True)):
+    compared: dict[tuple[int, Any], tuple[Completion, Completion, Completion]] = {}
+    while not compared:
+        before = _generate(cluster, ref, packed, prompt)
+        under_probe = _generate(cluster, adapters.make_ref(probe, PROBE_VERSION), probe, prompt)
+        after = _generate(cluster, ref, packed, prompt)
+        stayed = [engine for engine in before if engine in under_probe and engine in after]
+        compared = {engine: (before[engine], under_probe[engine], after[engine]) for engine in stayed}
+    for (index, _), (first, moved, back) in compared.items():
         if logprob_distance(first, moved) < MIN_CHANGE:
             raise RuntimeError(
                 f"engine {index} ignores the adapter: the same tokens with the same logprobs under a perturbed adapter "
@@ -46,7 +50,7 @@ def prove_adapters_reach(cluster: Cluster, ref: AdapterRef, packed_ref: Any, pro
                 f"engine {index} does not return to adapter version {ref.version}: logprobs differ by {gap:.4f} nats "
                 f"after the probe was replaced (expected at most {MAX_RETURN_GAP})"
             )
-    log.info("adapter sync proved on %d engine(s)", len(before))
+    log.info("adapter sync proved on %d engine(s)", len(compared))
 
 
 def logprob_distance(first: Completion, second: Completion) -> float:
@@ -70,8 +74,8 @@ def prove_cap_holds(cluster: Cluster, cap: HardCap, prompt: Prompt, version: int
     """
     short = replace(cap, num_tokens=min(4, cap.num_tokens))
     sampling = Sampling(temperature=0.0, max_tokens=2 * short.num_tokens + 8, ignore_end=True)
-    calls = [actor.generate.remote(prompt, 1, sampling, version, short) for actor in cluster.rollout_actors]
-    for index, (completion,) in enumerate(ray.get(calls, timeout=GENERATE_TIMEOUT_S)):
+    answers = cluster.ask_engines(lambda actor: actor.generate.remote(prompt, 1, sampling, version, short))
+    for (index, _), (completion,) in answers.items():
         if problem := cap_problem(completion, short):
             raise RuntimeError(f"engine {index} does not keep a hard cap of {short.num_tokens} tokens: {problem}")
 
@@ -89,9 +93,9 @@ def cap_problem(completion: Completion, cap: HardCap) -> str | None:
     return None
 
 
-def _generate(cluster: Cluster, ref: AdapterRef, packed: bytes, prompt: Prompt) -> list[Completion]:
+def _generate(cluster: Cluster, ref: AdapterRef, packed: bytes, prompt: Prompt) -> dict[tuple[int, Any], Completion]:
     """Each engine's greedy completion under the adapter."""
     cluster.load_adapter(ref, packed)
     sampling = Sampling(temperature=0.0, max_tokens=16)
-    calls = [actor.generate.remote(prompt, 1, sampling, ref.version) for actor in cluster.rollout_actors]
-    return [completion for (completion,) in ray.get(calls, timeout=GENERATE_TIMEOUT_S)]
+    answers = cluster.ask_engines(lambda actor: actor.generate.remote(prompt, 1, sampling, ref.version))
+    return {engine: completion for engine, (completion,) in answers.items()}

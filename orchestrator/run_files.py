@@ -11,6 +11,7 @@ evaluation/protocols.json      published benchmarks, a row for each policy; eval
 heads/heads.safetensors        both heads (`actors.heads`); heads/metrics.json: how good they are
 timings.json                   seconds per stage, summed over resumes
 events.jsonl                   what happened besides (`orchestrator.events`)
+ledger.jsonl                   what became of every prompt of RL (`orchestrator.ledger`)
 .lock                          held by the process that runs in the directory
 """
 
@@ -27,6 +28,7 @@ from actors import files
 from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
 
 METRICS_FILE = "metrics.jsonl"
+LEDGER_FILE = "ledger.jsonl"
 TIMINGS_FILE = "timings.json"
 SCALING_FILE = "evaluation/scaling.json"
 SWITCHER_FILE = "evaluation/switcher.json"
@@ -44,11 +46,14 @@ def append_metrics(run_dir: Path, stage: str, step: int, metrics: dict[str, floa
 
 def forget_steps_after(run_dir: Path, stage: str, step: int) -> None:
     """Drop what belongs to steps that a resumed stage is going to take again: their metrics, a line that a killed
-    process cut short, and in RL their samples."""
+    process cut short, and in RL their samples and their part of the ledger."""
     drop_cut_line(run_dir / METRICS_FILE)
     kept = [row for row in read_metrics(run_dir) if row["stage"] != stage or row["step"] <= step]
     _write_lines(run_dir / METRICS_FILE, kept)
     if stage == "rl":
+        path = run_dir / LEDGER_FILE
+        drop_cut_line(path)
+        _write_lines(path, [row for row in read_lines(path) if row["step"] <= step])
         for samples in (run_dir / "samples").glob("step_*.jsonl"):
             if int(samples.stem.removeprefix("step_")) > step:
                 samples.unlink()

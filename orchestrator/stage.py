@@ -12,6 +12,7 @@ from orchestrator.cluster import Cluster
 from orchestrator.dashboard import Dashboard
 from orchestrator.events import Event
 from orchestrator.metrics import DROP_REASONS
+from orchestrator.mirror import Mirror
 from orchestrator.progress import Progress
 from orchestrator.run_files import append_metrics
 from orchestrator.tracking import Tracker
@@ -30,6 +31,8 @@ class Stage:
     tracker: Tracker
     tokenizer: Any
     dashboard: Dashboard = field(default_factory=Dashboard)
+    mirror: Mirror | None = None
+    """Where checkpoints are copied to."""
 
     @property
     def directory(self) -> Path:

@@ -123,6 +123,8 @@ def make_trials(base: RunConfig, config: str, axes: dict[str, list[Any]], fixed:
         values = dict(zip(axes, combination, strict=True))
         name = trial_name(values)
         place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", "export.at_end=false"]
+        if base.run.mirror:
+            place.append(f"run.mirror={base.run.mirror.rstrip('/')}/{base.run.name}/trials")
         # A trial inherits MLFLOW_TRACKING_URI, which may hold a password, and that belongs in no file.
         if base.tracking.uri or not os.environ.get("MLFLOW_TRACKING_URI"):
             place.append(f"tracking.uri={tracking_uri(base)}")

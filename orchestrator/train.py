@@ -20,7 +20,7 @@ from actors.reward import inputs_of_rollouts
 from actors.rollout import BASE_VERSION
 from actors.types import AdapterRef, DroppedGroup, RolloutGroup, StageSpec, TrainBatch, UpdateResult
 from configs.schema import RunConfig
-from orchestrator import checkpoint
+from orchestrator import checkpoint, ledger
 from orchestrator.batching import build_batch, sequence_kls
 from orchestrator.checkpoint import Checkpoint, KeepRule, StageState
 from orchestrator.events import Event
@@ -72,6 +72,7 @@ def train(stage: Stage, start_adapter: bytes) -> None:
             pool.use_adapter(*published, state.length_state)
             clock.mark("publish")
             state = replace(state, cursor=pool.cursor)
+            ledger.append(config.run_dir, state.step, groups, dropped, state.cursor)
             metrics = group_metrics(groups, dropped, policy_version=state.step - 1)
             metrics |= {
                 "rollout/prompts_too_long": float(prompter.num_too_long),
@@ -235,6 +236,8 @@ def save(stage: Stage, state: StageState, published: Published) -> None:
     checkpoint.save(stage.directory, saved, KeepRule(num_newest=run.keep_checkpoints, every_steps=run.keep_every_steps))
     size_bytes, seconds = len(saved.adapter) + len(saved.learner), time.monotonic() - started_s
     stage.event(Event.CHECKPOINT, state.step, seconds=round(seconds, 3), size_bytes=size_bytes)
+    if stage.mirror and (problem := stage.mirror.try_to_push()):
+        stage.event(Event.MIRROR_BEHIND, state.step, problem=problem)
 
 
 def is_due(step: int, every_steps: int) -> bool:

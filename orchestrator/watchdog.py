@@ -28,6 +28,7 @@ class Watchdog:
     def begin(self, what: str) -> None:
         """From now on the driver waits for this, in words that go after `waiting 30 s for`."""
         self._doing = (what, time.monotonic())
+        log.debug("waiting for %s", what)
 
     def __enter__(self) -> "Watchdog":
         self._doing = (self._doing[0], time.monotonic())

@@ -123,7 +123,7 @@ def our_side(adapter: str, num_steps: int, max_staleness: int) -> dict[str, list
         with start_cluster(config, path) as cluster, start_tracker(config, "rl") as tracker:
             tokenizer = load_tokenizer(path, config.model)
             # Engines that are still starting would be counted as generation time.
-            assert cluster.rollout_actors
+            cluster.engines.wait_for(len(cluster.engines))
             stage = Stage(name="rl", config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
             train(stage, adapters.read_directory(Path(adapter)))
         rows = [row for row in read_metrics(config.run_dir) if row["stage"] == "rl"]

@@ -1,27 +1,34 @@
-"""A small real run as a process of its own, whose actors can be found and killed."""
+"""A small real command as a process of its own, whose actors can be found and killed."""
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from orchestrator import events, ledger
+from orchestrator.run_files import read_metrics
+
 ROOT = Path(__file__).resolve().parents[2]
+NUM_STEPS = 8
+SFT_STEPS = 12
 SETTINGS = [
     "run.name=small",
     "lora.rank=8",
     "lora.alpha=16",
     "engine.max_lora_rank=8",
     "engine.max_num_seqs=32",
-    "sft.num_steps=12",
+    f"sft.num_steps={SFT_STEPS}",
     "sft.rows_per_step=16",
     "sft.learning_rate=4e-3",
-    "rl.num_steps=8",
+    f"rl.num_steps={NUM_STEPS}",
     "rl.groups_per_step=4",
     "rl.group_size=4",
     "rl.checkpoint_every_steps=2",
@@ -31,28 +38,43 @@ SETTINGS = [
     "evaluation.num_tasks=8",
     "evaluation.max_completion_tokens=64",
     "evaluation.caps_tokens=[]",
+    "heads.num_tasks=0",
+    "scaling.num_tasks=0",
+    "export.at_end=false",
 ]
 ACTORS = {
-    "rollout": "ray::RolloutActor",
-    "engine": "VLLM::EngineCore",
-    "worker": "VLLM::Worker",
+    "engine actor": "ray::InferenceActor",
+    "engine core": "VLLM::EngineCore",
+    "engine worker": "VLLM::Worker",
     "reward": "ray::RewardActor",
+    "scoring process": "actors.scoring_process",
     "learner": "ray::LearnerRank",
 }
 
 
 class SmallRun:
-    """`terse run` on the embedded model; its log is read as it comes."""
+    """`terse COMMAND --verbose` on the embedded model; its log is read as it comes."""
 
-    def __init__(self, root: Path, *overrides: str):
+    def __init__(
+        self,
+        root: Path,
+        command: str,
+        *overrides: str,
+        through: Sequence[str] = (sys.executable, "-m", "orchestrator"),
+        environment: dict[str, str] | None = None,
+    ):
+        """`through`: what takes the command and its arguments."""
         self.dir = root / "small"
-        command = [sys.executable, "-m", "orchestrator", "run", "--config", "quickstart", "--json"]
+        self.started_s = time.monotonic()
         self.process = subprocess.Popen(
-            [*command, f"run.dir={root}", *SETTINGS, *overrides],
+            [
+                *(*through, command, "--config", "quickstart", "--verbose"),
+                *(f"run.dir={root}", *SETTINGS, *overrides),
+            ],
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
@@ -62,12 +84,16 @@ class SmallRun:
         self._reader.start()
 
     def _read(self) -> None:
-        for line in self.process.stderr:
+        for line in self.process.stdout:
             self.lines.append((time.monotonic(), line.rstrip()))
 
     @property
     def log(self) -> str:
         return "\n".join(line for _, line in self.lines)
+
+    @property
+    def num_lines(self) -> int:
+        return len(self.lines)
 
     def wait_for_line(self, text: str, timeout_s: float = 240, after: int = 0) -> float:
         """When a line with `text` came, counting from line `after`."""
@@ -82,19 +108,27 @@ class SmallRun:
 
     def find(self, actor: str) -> list[psutil.Process]:
         """Processes of this run that are such an actor."""
-        return [process for process in self.processes() if _title(process).startswith(ACTORS[actor])]
+        return [process for process in self.processes() if ACTORS[actor] in _title(process)]
 
     def processes(self) -> list[psutil.Process]:
         if self.process.poll() is not None:
             return []
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def kill(self, actor: str, signum: int = signal.SIGKILL) -> tuple[float, list[psutil.Process]]:
-        """Signal one process of that kind; when that was, and it and all that it had started."""
+    def kill(self, actor: str) -> tuple[float, list[psutil.Process]]:
+        """SIGKILL to one process of that kind; when that was, and it and all that it had started."""
         (process, *_) = self.find(actor)
         family = [process, *process.children(recursive=True)]
-        process.send_signal(signum)
+        process.kill()
         return time.monotonic(), family
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [row for row in events.read(self.dir) if row["event"] == kind]
+
+    def wait_to_end(self, timeout_s: float) -> None:
+        """Until the process ends, or so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout_s)
 
     def finish(self, timeout_s: float = 400) -> int:
         status = self.process.wait(timeout_s)
@@ -109,10 +143,31 @@ class SmallRun:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
-    def steps(self) -> list[int]:
-        """RL steps in `metrics.jsonl`, in order."""
-        lines = map(json.loads, (self.dir / "metrics.jsonl").read_text().splitlines())
-        return [line["step"] for line in lines if line["stage"] == "rl"]
+    def check_ledger(self, num_steps: int = NUM_STEPS) -> None:
+        """Every step was taken once, and of the prompts none is lost and none was taken twice."""
+        rows = ledger.read(self.dir)
+        assert ledger.problems(rows) == []
+        assert len(rows) == num_steps
+        assert [row["step"] for row in read_metrics(self.dir) if row["stage"] == "rl"] == list(range(1, num_steps + 1))
+
+
+def recovery(
+    run: SmallRun,
+    what: str,
+    killed_s: float,
+    family: list[psutil.Process],
+    victim: str,
+    serves: str | None = "serves",
+) -> None:
+    """Wait until the run has noticed the loss and goes on, and print how long that took; `family` is gone by then."""
+    after = next((place for place, (when, _) in enumerate(run.lines) if when >= killed_s), run.num_lines)
+    lost_s = run.wait_for_line(f"{victim} lost" if serves else f"{victim} was lost", after=after)
+    serves_s = run.wait_for_line(f"{victim} {serves}", after=after) if serves else None
+    place = next(place for place, (when, _) in enumerate(run.lines) if when >= (serves_s or lost_s))
+    step_s = run.wait_for_line("rl step", after=place)
+    assert all(map(is_gone, family)), "what it had started outlives it"
+    shown = "" if serves_s is None else f"{serves_s - killed_s:.1f}"
+    print(f"\n| {what} | {lost_s - killed_s:.1f} | {shown} | {step_s - killed_s:.1f} |")
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -121,6 +176,6 @@ def is_gone(process: psutil.Process) -> bool:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return "".join(process.cmdline()[:1])
+        return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""

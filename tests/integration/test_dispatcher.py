@@ -13,8 +13,8 @@ from actors.engine import EngineLost, Sampling
 from actors.types import Rollout
 from configs.load import ConfigError, load_config
 from orchestrator.actor_pool import ActorPool
-from orchestrator.cluster import Cluster, placements, start_cluster
-from orchestrator.dispatcher import Dispatcher, GroupRequest
+from orchestrator.cluster import Cluster, misfits, placements, start_cluster
+from orchestrator.dispatcher import Dispatcher, GroupRequest, is_lost_actor
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_prompt, make_ref, make_task
 
@@ -224,6 +224,12 @@ def test_an_actor_that_cannot_start_ends_the_wait_with_its_own_words(ray_cluster
         engines.wait_for(1)
 
 
+def test_an_actor_that_ray_ends_because_its_node_is_out_of_memory_counts_as_lost():
+    assert is_lost_actor(ray.exceptions.OutOfMemoryError("the node is low on memory"))
+    assert is_lost_actor(ray.exceptions.ActorDiedError())
+    assert not is_lost_actor(ray.exceptions.GetTimeoutError("late"))
+
+
 def test_more_losses_than_allowed_end_the_run(ray_cluster):
     engines = make_actors(Engine, "dies", max_losses=0)
     dispatcher, _ = make_dispatcher(engines)
@@ -268,6 +274,14 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_any_actor_starts(ray_
     config = load_config("quickstart", ["learner.num_gpus_per_rank=1"])
     with pytest.raises(ConfigError, match="GPU"), start_cluster(config, "unused"):
         pass
+
+
+def test_an_actor_that_fits_no_single_node_is_named_with_what_the_nodes_have():
+    config = load_config("quickstart", ["engine.num_cpus=3"])
+    assert misfits(config, [{"CPU": 2.0}, {"CPU": 2.5}]) == [
+        "rollout: asks for {'CPU': 3.0} on one node, the largest of 2 nodes have {'CPU': 2.5}"
+    ]
+    assert misfits(config, [{"CPU": 2.0}, {"CPU": 3.0}]) == []
 
 
 def test_placement_has_one_group_per_role():

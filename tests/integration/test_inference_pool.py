@@ -19,10 +19,10 @@ pytestmark = pytest.mark.integration
 
 
 class Engine:
-    """`fuse`: dies on this call, counted from 1."""
+    """`fuse`: dies on this call, counted from 1; `lost`: the answer of this call is lost."""
 
-    def __init__(self, fuse=0, error=None):
-        self.fuse, self.error, self.calls, self.served = fuse, error, 0, []
+    def __init__(self, fuse=0, error=None, lost=0):
+        self.fuse, self.error, self.lost, self.calls, self.served = fuse, error, lost, 0, []
 
     def ping(self):
         pass
@@ -31,6 +31,8 @@ class Engine:
         self.calls += 1
         if self.calls == self.fuse:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls == self.lost:
+            raise ray.exceptions.ObjectLostError("00" * 28, None, "")
         if self.error:
             raise ValueError(self.error)
         self.served.append(prompt.task_id)
@@ -124,6 +126,14 @@ def test_an_engine_killed_in_the_middle_costs_no_task_and_none_is_scored_twice(r
     assert [inferred.request.task.task_id for inferred in finished] == task_ids(30)
     assert [rollout.prompt.task_id for one in finished for rollout in one.rollouts[:1]] == task_ids(30)
     assert list_scored(pool) == sorted(task_ids(30))
+
+
+def test_an_answer_that_went_with_its_node_is_made_again_and_the_actor_stays(ray_cluster):
+    pool = make_pool({"lost": 2})
+    assert [inferred.request.task.task_id for inferred in pool.run(make_requests(4))] == task_ids(4)
+    assert list_scored(pool) == sorted(task_ids(4))
+    (engine,) = pool._pools["inference"].handles
+    assert sorted(ray.get(engine.list_served.remote())) == sorted(task_ids(4)), "the first actor served them all"
 
 
 def test_a_lost_reward_actor_costs_no_task(ray_cluster):

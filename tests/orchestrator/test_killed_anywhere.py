@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from actors import files
-from orchestrator import checkpoint, run_files
+from orchestrator import checkpoint, ledger, run_files
 from orchestrator.checkpoint import KeepRule
+from orchestrator.rollout_pool import TaskCursor
 from tests.fakes import make_group
 from tests.orchestrator.test_checkpoint import make_checkpoint
 from tests.orchestrator.test_metrics import make_record
@@ -31,6 +32,7 @@ def drive(run_dir):
         first = saved.state.step if saved else 0
         run_files.forget_steps_after(run_dir, "rl", first)
         for step in range(first + 1, NUM_STEPS + 1):
+            ledger.append(run_dir, step, [make_group([0.0, 1.0], step)], [], TaskCursor(next_index=step + 1))
             run_files.append_metrics(run_dir, "rl", step, {"reward/mean": step / 7})
             if step % CHECKPOINT_EVERY == 0 or step == NUM_STEPS:
                 run_files.write_samples(run_dir, step, [make_group([0.0, step / 7])], lambda prompt: "1+1=?")

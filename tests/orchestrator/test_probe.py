@@ -18,11 +18,13 @@ class FakeEngines:
     def __init__(self, logprob_of):
         self._logprob_of = logprob_of
         self.loaded = []
-        self.rollout_actors = [self]
         self.generate = self
 
     def load_adapter(self, ref, packed):
         self.loaded.append(packed)
+
+    def ask_engines(self, call):
+        return {(0, self): call(self)}
 
     def remote(self, prompt, n, sampling, version):
         completion = make_completion(num_tokens=2)
@@ -56,6 +58,14 @@ def test_an_engine_that_ignores_the_adapter_is_found_out(packed):
 def test_an_engine_that_keeps_the_probe_is_found_out(packed):
     with pytest.raises(RuntimeError, match="engine 0 does not return to adapter version 0"):
         prove(FakeEngines(lambda loaded: -0.5 if len(loaded) == 1 else -0.9), packed)
+
+
+def test_an_engine_lost_between_the_probes_is_left_out_and_with_none_left_all_begins_anew(packed):
+    engines = FakeEngines(lambda loaded: -0.5 if loaded[-1] == packed else -0.9)
+    names = iter("aabccc")
+    engines.ask_engines = lambda call: {(0, next(names)): call(engines)}
+    prove(engines, packed)
+    assert len(engines.loaded) == 6
 
 
 def test_distance_compares_up_to_the_first_different_token():
@@ -97,8 +107,7 @@ def test_a_cap_that_does_not_hold_is_described(token_ids, forced, problem):
     assert cap_problem(capped(token_ids, forced), CAP) == problem
 
 
-def test_an_engine_that_runs_past_the_cap_is_found_out(monkeypatch):
-    monkeypatch.setattr(probe.ray, "get", lambda value, timeout=None: value)
+def test_an_engine_that_runs_past_the_cap_is_found_out():
     engines = FakeEngines(lambda loaded: -0.5)
     engines.remote = lambda prompt, n, sampling, version, cap: (make_completion(num_tokens=sampling.max_tokens),)
     with pytest.raises(RuntimeError, match="engine 0 does not keep a hard cap of 2 tokens: expected forced tokens"):

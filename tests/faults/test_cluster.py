@@ -1,0 +1,81 @@
+"""Clusters that are too small, that shrink and grow, and whose object store is full."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from tests.faults.nodes import RAY, kill_node, start_nodes
+from tests.faults.small_run import is_gone
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+STORE_BYTES = 80 * 2**20
+
+
+def test_a_cluster_that_is_too_small_is_refused_in_seconds_with_both_numbers(start_rl):
+    started_s = time.monotonic()
+    run = start_rl("engine.num_cpus=99")
+    assert run.finish() == 2
+    print(f"\n| cluster too small | refused after {time.monotonic() - started_s:.1f} s |")
+    assert "asks for 99.6 CPU cores, the cluster has" in run.log
+
+
+def test_a_lost_node_costs_time_only_and_one_that_joins_later_takes_its_place(start_rl):
+    # The head holds the learner, one engine and both reward actors, and has no room for the other engine.
+    settings = ("learner.num_cpus_per_rank=2", "engine.num_cpus=0.7", "rollout.num_actors=2", "reward.num_actors=2")
+    num_steps = 60
+    with start_nodes(num_cpus=3) as nodes:
+        raylet = nodes.add(num_cpus=1)
+        run = start_rl(
+            *settings,
+            f"rl.num_steps={num_steps}",
+            through=(str(RAY), "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator"),
+            environment=nodes.job_environment,
+        )
+        for index in (0, 1):
+            run.wait_for_line(f"rollout actor {index} serves")
+        run.wait_for_line("rl step 3/")
+        num_lines = run.num_lines
+        family = kill_node(raylet)
+        killed_s = time.monotonic()
+        lost_s = run.wait_for_line(" lost: ", after=num_lines)
+        while not (found := re.findall(r"rollout actor (\d) lost: ", "\n".join(line for _, line in run.lines))):
+            time.sleep(0.1)
+        engine = f"rollout actor {found[0]}"
+        step_s = run.wait_for_line("rl step", after=run.num_lines)
+        print(f"\n| node lost | {lost_s - killed_s:.1f} | | {step_s - killed_s:.1f} |")
+        num_lines = run.num_lines
+        joins_s = time.monotonic()
+        successor = nodes.add(num_cpus=1)
+        serves_s = run.wait_for_line(f"{engine} serves", after=num_lines)
+        print(f"| node joins | | {serves_s - joins_s:.1f} | |")
+        (core,) = [p for p in successor.children(recursive=True) if "VLLM::EngineCore" in "".join(p.cmdline())]
+        busy_s = core.cpu_times().user
+        run.wait_for_line("rl step", after=run.num_lines + 4)
+        assert core.cpu_times().user > busy_s + 0.2, "it is given prompts"
+        assert run.finish() == 0, run.log
+        assert all(map(is_gone, family))
+    run.check_ledger(num_steps)
+
+
+def fill_object_store(address):
+    """Twice as much as the store holds, all of it referenced."""
+    ray.init(address, log_to_driver=False, namespace="fill")
+    return [ray.put(np.ones(10 * 2**20, dtype=np.uint8)) for _ in range(2 * STORE_BYTES // (10 * 2**20))]
+
+
+def test_an_object_store_that_is_full_spills_to_the_disk_and_the_run_goes_on(start_rl):
+    with start_nodes(num_cpus=2, object_store_memory=STORE_BYTES) as nodes:
+        run = start_rl(f"cluster.address={nodes.address}")
+        run.wait_for_line("rl step 3/8")
+        held = fill_object_store(nodes.address)
+        try:
+            assert run.finish() == 0, run.log
+            assert len(ray.get(held[0])) == 10 * 2**20
+        finally:
+            del held
+            ray.shutdown()
+    run.check_ledger()
