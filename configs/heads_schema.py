@@ -24,7 +24,8 @@ class HeadsSection:
     num_source_tasks: int = 1024
     """With `sources`: prompts of each of the two."""
     threshold: Literal["accuracy", "share"] = "accuracy"
-    """What the switcher's threshold aims at on validation tasks: `max_accuracy_loss` or `reasoning_share`."""
+    """What the switcher's threshold aims at, by scores of tasks that it was not trained on (cross-fitted):
+    `max_accuracy_loss` or `reasoning_share`."""
     max_accuracy_loss: float = 0.01
     """Accuracy that may be lost against reasoning on every prompt."""
     reasoning_share: float = 0.5

@@ -18,7 +18,7 @@ import numpy as np
 from actors.engine import Sampling
 from actors.head_metrics import head_metrics, threshold_for_accuracy, threshold_for_share
 from actors.head_training import fit_switcher, fit_verifier, split_by_task
-from actors.heads import HEADS_FILE, Heads, Switcher, pack_heads
+from actors.heads import HEADS_FILE, Heads, pack_heads
 from actors.inference import BASE, REASONING
 from actors.types import Prompt, Reads, Task
 from configs.heads_schema import HeadsSection
@@ -68,7 +68,7 @@ def fit_heads(stage: Stage, version: int) -> None:
     run_files.write_text(stage.directory / "metrics.json", json.dumps(metrics, indent=2))
     stage.tracker.log_file(run_files.write_bytes(stage.directory / HEADS_FILE, pack_heads(heads)), "heads")
     log.info(
-        "heads: verifier AUC %.3f, switcher AUC %.3f; threshold %.3f routes %.0f %% of validation prompts to reasoning",
+        "heads: verifier AUC %.3f, switcher AUC %.3f; threshold %.3f routes %.0f %% of prompts to reasoning",
         metrics["verifier_auc"],
         metrics["switcher_auc"],
         heads.threshold,
@@ -187,25 +187,27 @@ def train_heads(
     base, reasoning = data.base_correct.mean(axis=1), data.reasoning_correct.mean(axis=1)
     if sources is None:
         switcher_states, switcher_labels, switcher_held_out = data.prompt_states, reasoning * (1 - base), held_out
-        judged = held_out
     else:
         switcher_states, switcher_labels = sources
         names = [f"source/{index}" for index in range(len(switcher_labels))]
         switcher_held_out = split_by_task(names, config.validation_frac, seed)
-        judged = np.ones(len(base), dtype=bool)
     switcher, switcher_fit = fit_switcher(switcher_states, switcher_labels, switcher_held_out, config, seed)
     needs = (switcher_labels[switcher_held_out] >= 0.5).astype(float)
     found = head_metrics(switcher.scores(switcher_states[switcher_held_out]), needs)
     metrics |= {f"switcher_{name}": value for name, value in found.items()}
-    threshold = choose_threshold(switcher, data.prompt_states[judged], base[judged], reasoning[judged], config)
-    routed = switcher.scores(data.prompt_states[judged]) >= threshold
+    if sources is None:
+        scores = cross_scores(switcher_states, switcher_labels, config, seed)
+    else:
+        scores = switcher.scores(data.prompt_states)
+    threshold = choose_threshold(scores, base, reasoning, config)
+    routed = scores >= threshold
     metrics |= {
         "switcher_best_epoch": switcher_fit.best_epoch,
         "threshold": threshold,
         "routed_frac": float(routed.mean()),
-        "routed_accuracy": float(np.where(routed, reasoning[judged], base[judged]).mean()),
-        "base_accuracy": float(base[judged].mean()),
-        "reasoning_accuracy": float(reasoning[judged].mean()),
+        "routed_accuracy": float(np.where(routed, reasoning, base).mean()),
+        "base_accuracy": float(base.mean()),
+        "reasoning_accuracy": float(reasoning.mean()),
         "num_tasks": float(len(base)),
     }
     return Heads(
@@ -219,11 +221,22 @@ def train_heads(
     ), metrics
 
 
-def choose_threshold(
-    switcher: Switcher, states: np.ndarray, base: np.ndarray, reasoning: np.ndarray, config: HeadsSection
-) -> float:
-    """On tasks with pooled states `[M, H]` and accuracies `[M]` in each mode."""
-    scores = switcher.scores(states)
+def cross_scores(states: np.ndarray, labels: np.ndarray, config: HeadsSection, seed: int) -> np.ndarray:
+    """`[M]`: each task's score by a switcher that was trained without it, in as many folds as `validation_frac` makes.
+
+    So a threshold is chosen on every task, where validation alone has too few to tell a loss of a hundredth.
+    """
+    num_folds = min(len(states), max(2, round(1 / config.validation_frac)))
+    folds = np.random.default_rng(seed).permutation(len(states)) % num_folds
+    scores = np.empty(len(states))
+    for fold in range(num_folds):
+        switcher, _ = fit_switcher(states, labels, folds == fold, config, seed)
+        scores[folds == fold] = switcher.scores(states[folds == fold])
+    return scores
+
+
+def choose_threshold(scores: np.ndarray, base: np.ndarray, reasoning: np.ndarray, config: HeadsSection) -> float:
+    """On tasks with switcher scores and accuracies in each mode, all `[M]`."""
     if config.threshold == "share":
         return threshold_for_share(scores, config.reasoning_share)
     return threshold_for_accuracy(scores, base, reasoning, config.max_accuracy_loss)

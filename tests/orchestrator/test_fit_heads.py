@@ -7,7 +7,8 @@ import pytest
 
 from actors.heads import pack_heads, unpack_heads
 from configs.heads_schema import HeadsSection
-from orchestrator.fit_heads import HeadData, train_heads
+from orchestrator import fit_heads
+from orchestrator.fit_heads import HeadData, cross_scores, train_heads
 
 H, M, N = 6, 240, 4
 CONFIG = HeadsSection(learning_rate=1e-2, num_epochs=20, switcher_noise=0.1)
@@ -51,7 +52,7 @@ def test_benefit_labels_teach_where_reasoning_is_right_and_base_is_not(data):
     assert unpack_heads(pack_heads(heads)).threshold == heads.threshold
 
 
-def test_a_target_share_is_met_on_validation_tasks(data):
+def test_a_target_share_is_met(data):
     _, metrics = train_heads(data, replace(CONFIG, threshold="share", reasoning_share=0.25), seed=0)
     assert metrics["routed_frac"] == pytest.approx(0.25, abs=0.02)
 
@@ -71,3 +72,22 @@ def test_prompts_that_neither_mode_gets_right_are_left_to_the_base(data):
     hopeless = replace(data, reasoning_correct=np.zeros((M, N), dtype=bool), base_correct=np.zeros((M, N), dtype=bool))
     _, metrics = train_heads(hopeless, CONFIG, seed=0)
     assert metrics["routed_frac"] == 0.0
+
+
+def test_every_task_is_scored_once_by_a_switcher_that_was_trained_without_it(monkeypatch):
+    left_out = []
+
+    class FirstFeature:
+        def scores(self, states):
+            return states[:, 0]
+
+    def fit_switcher(states, labels, is_validation, config, seed):
+        left_out.append(is_validation)
+        return FirstFeature(), None
+
+    monkeypatch.setattr(fit_heads, "fit_switcher", fit_switcher)
+    states = np.random.default_rng(0).normal(size=(23, H))
+    scores = cross_scores(states, np.zeros(23), replace(CONFIG, validation_frac=0.2), seed=0)
+    assert len(left_out) == 5
+    assert (np.sum(left_out, axis=0) == 1).all()
+    assert (scores == states[:, 0]).all()

@@ -1,12 +1,15 @@
 """What counts as the answer of a completion, and when it equals the reference answer."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from math_verify import parse, verify
 
 from rewards.answer_text import extract_answer_text
 from rewards.base import AnswerVerdict, Outcome
-from rewards.math_answer import verify_answer
+from rewards.math_answer import _compare_numbers, verify_answer
 
 
 @pytest.mark.parametrize(
@@ -124,3 +127,41 @@ def test_no_completion_makes_extraction_raise_or_invent_text(text):
 @settings(deadline=None, max_examples=100)
 def test_no_completion_makes_verification_raise(text):
     assert verify_answer(text, "83").outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)
+
+
+def _in_some_form(rng: random.Random, numerator: int, denominator: int) -> str:
+    value = numerator / denominator
+    forms = (
+        f"{numerator}/{denominator}",
+        f"-{numerator}/{denominator}",
+        rf"\frac{{{numerator}}}{{{denominator}}}",
+        rf"\dfrac{{-{numerator}}}{{{denominator}}}",
+        f"{value}",
+        f"{value + 0.002:.3f}",
+        f"{numerator}.0",
+        f"+{numerator}",
+        f"{1000 * numerator + denominator:,}",
+        f"{numerator * 10**6}.5",
+    )
+    return rng.choice(forms)
+
+
+def test_numbers_that_are_compared_exactly_come_out_as_math_verify_has_them():
+    rng = random.Random(0)
+    decided = 0
+    for _ in range(150):
+        denominator = rng.choice((1, 2, 3, 4, 5, 7, 8, 10))
+        one, other = rng.randint(0, 60), rng.randint(0, 60)
+        left = _in_some_form(rng, one, denominator)
+        right = _in_some_form(rng, one if rng.random() < 0.7 else other, denominator)
+        found = _compare_numbers(left, right)
+        if found is not None:
+            decided += 1
+            gold, parsed = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (right, left))
+            assert found == verify(gold, parsed, timeout_seconds=None), (left, right)
+    assert decided > 100
+
+
+@pytest.mark.parametrize("text", ["50%", "x", "1/0", "1/2/3", "0.5/2", "1e3", ""])
+def test_what_is_no_plain_number_or_ratio_is_left_to_math_verify(text):
+    assert _compare_numbers(text, "1/2") is None
