@@ -37,7 +37,8 @@ class CachedModel(nn.Module):
         self.cache: Any = StaticCache(config=config, max_cache_len=num_tokens)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.cache.early_initialization(1, config.num_key_value_heads, head_dim, torch.float32, torch.device("cpu"))
-        for number, layer in enumerate(self.cache.layers):
+        layers: list[Any] = self.cache.layers
+        for number, layer in enumerate(layers):
             self.register_buffer(f"keys_{number}", layer.keys.clone())
             self.register_buffer(f"values_{number}", layer.values.clone())
 
