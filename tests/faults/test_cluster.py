@@ -32,7 +32,8 @@ def test_a_lost_node_costs_time_only_and_one_that_joins_later_takes_its_place(st
         run = start_rl(
             *settings,
             f"rl.num_steps={num_steps}",
-            through=(str(RAY), "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator"),
+            # No --working-dir: nodes of one machine unpack it to one place, each anew, under the others' feet.
+            through=(str(RAY), "job", "submit", "--", "python", "-m", "orchestrator"),
             environment=nodes.job_environment,
         )
         for index in (0, 1):
