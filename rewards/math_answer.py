@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import sympy
 from math_verify import parse, verify
 
 from rewards.answer_text import Extracted, extract
@@ -43,7 +44,10 @@ def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
     parsed = _parse(extracted)
     if not parsed:
         return AnswerVerdict(outcome=Outcome.UNPARSABLE, answer="")
-    is_equal = verify(gold, parsed, timeout_seconds=None)
+    if "%" not in extracted.text + reference and _differ_at_a_point(gold, parsed):
+        is_equal = False
+    else:
+        is_equal = verify(gold, parsed, timeout_seconds=None)
     answer = extracted.text if extracted.is_marked else _matched_text(parsed)
     return AnswerVerdict(outcome=Outcome.CORRECT if is_equal else Outcome.WRONG, answer=answer)
 
@@ -82,6 +86,27 @@ def _as_fraction(text: str) -> Fraction | None:
         if denominator:
             return Fraction(-numerator if sign == "-" else numerator, denominator)
     return None
+
+
+def _differ_at_a_point(gold: list[Any], parsed: list[Any]) -> bool:
+    """Whether two expressions have clearly different values where their symbols have some: then they are not equal, and
+    sympy need not simplify their difference to find out. False for anything but two expressions."""
+    left, right = _value_at_a_point(gold[0]), _value_at_a_point(parsed[0])
+    return left is not None and right is not None and abs(left - right) > CLEARLY_DIFFERENT * max(1.0, abs(left))
+
+
+def _value_at_a_point(expression: Any) -> complex | None:
+    if not isinstance(expression, sympy.Expr) or getattr(expression, "is_Matrix", False):
+        return None
+    # A symbol has the same value in every expression, which follows from its name.
+    point = {
+        symbol: sympy.Rational(1000 + 7919 * sum(map(ord, str(symbol))) % 997, 777)
+        for symbol in expression.free_symbols
+    }
+    try:
+        return complex(expression.evalf(15, subs=point))
+    except (TypeError, ValueError, OverflowError):  # no number, such as a function without a body, or too large a one
+        return None
 
 
 @lru_cache(maxsize=1024)

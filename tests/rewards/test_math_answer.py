@@ -9,7 +9,7 @@ from math_verify import parse, verify
 
 from rewards.answer_text import extract_answer_text
 from rewards.base import AnswerVerdict, Outcome
-from rewards.math_answer import _compare_numbers, verify_answer
+from rewards.math_answer import _compare_numbers, _differ_at_a_point, verify_answer
 
 
 @pytest.mark.parametrize(
@@ -165,3 +165,22 @@ def test_numbers_that_are_compared_exactly_come_out_as_math_verify_has_them():
 @pytest.mark.parametrize("text", ["50%", "x", "1/0", "1/2/3", "0.5/2", "1e3", ""])
 def test_what_is_no_plain_number_or_ratio_is_left_to_math_verify(text):
     assert _compare_numbers(text, "1/2") is None
+
+
+FORMS = (
+    *("3x+4", "4+3x", "2x+1", "x^2-1", "(x-1)(x+1)", "x=5", "5", "f(x)=2x", "2x", "\\frac{3}{x}", "3x^{-1}", "x>2"),
+    *("\\frac{1}{2}", "0.5", "50\\%", "50", "\\frac{\\sqrt2}{2}", "\\frac{1}{\\sqrt{2}}", "0.70710678", "2\\pi"),
+    *("(1,2)", "[1,2]", "\\{1,2\\}", "3-2i", "-2i+3", "5\\text{ cm}", "90^\\circ", "90", "\\infty", "-\\infty"),
+    *("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1\\\\3\\end{pmatrix}", "\\text{yes}", "A", "a"),
+)
+
+
+def test_expressions_that_differ_at_a_point_are_those_that_math_verify_finds_different():
+    parsed = {text: parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in FORMS}
+    rng = random.Random(0)
+    decided = 0
+    for left, right in (rng.sample(FORMS, 2) for _ in range(150)):
+        if "%" not in left + right and _differ_at_a_point(parsed[right], parsed[left]):
+            decided += 1
+            assert not verify(parsed[right], parsed[left], timeout_seconds=None), (left, right)
+    assert decided > 50
