@@ -95,7 +95,9 @@ class LearnerGroup:
             try:
                 results[rank] = ray.get(ready[0])
             except LOST_ACTOR as error:
-                raise LearnerLost(f"learner rank {rank} was lost in {method}: {error}") from error
+                # Ray tells it in a dozen lines, the cause in the last one.
+                cause = str(error).strip().splitlines()[-1].strip()
+                raise LearnerLost(f"learner rank {rank} was lost in {method}: {cause}") from error
             except Exception as error:
                 error.add_note(f"in {method} of learner rank {rank}")
                 raise

@@ -16,8 +16,8 @@ import ray
 log = logging.getLogger(__name__)
 
 REPORT_WAITING_S = 30.0
-MAX_FAILED_STARTS = 2
-"""In a row, of one actor: the second says that starting it again will not help."""
+MAX_FAILED_STARTS = 3
+"""In a row, of one actor: the third says that starting it again will not help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,8 @@ class ActorPool:
         """`make(index)` returns a new actor's handle; `start(handle)` the reference of a call that brings it up, and
         `is_current(answer)` says of what that call returned whether the actor may serve, or has to be started further.
 
-        `ping(handle)` is a call that a live actor answers soon, however busy. More than `max_losses` losses in all raise, and so does an actor whose start fails twice in a row.
+        `ping(handle)` is a call that a live actor answers soon, however busy. More than `max_losses` losses in all raise,
+        and so does an actor of which `MAX_FAILED_STARTS` starts in a row fail.
         """
         self.role = role
         self._make, self._start, self._is_current, self._ping = make, start, is_current, ping

@@ -49,6 +49,7 @@ ACTORS = {
     "reward": "ray::RewardActor",
     "scoring process": "actors.scoring_process",
     "learner": "ray::LearnerRank",
+    "agent": "Agent",
 }
 
 

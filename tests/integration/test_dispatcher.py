@@ -220,7 +220,7 @@ def test_a_slow_engine_is_kept_until_the_timeout_which_says_what_is_waited_for(r
 
 def test_an_actor_that_cannot_start_ends_the_wait_with_its_own_words(ray_cluster):
     engines = make_actors(Engine, "cannot start", after="cannot start")
-    with pytest.raises(RuntimeError, match=r"2 starts in a row failed; .*no such model"):
+    with pytest.raises(RuntimeError, match=r"3 starts in a row failed; .*no such model"):
         engines.wait_for(1)
 
 
