@@ -132,7 +132,7 @@ def test_an_answer_that_went_with_its_node_is_made_again_and_the_actor_stays(ray
     pool = make_pool({"lost": 2})
     assert [inferred.request.task.task_id for inferred in pool.run(make_requests(4))] == task_ids(4)
     assert list_scored(pool) == sorted(task_ids(4))
-    (engine,) = pool._pools["inference"].handles
+    (engine,) = pool.actors["inference"].handles
     assert sorted(ray.get(engine.list_served.remote())) == sorted(task_ids(4)), "the first actor served them all"
 
 
