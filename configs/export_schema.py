@@ -25,7 +25,7 @@ class ExportSection:
     parity_tokens: int = 256
     """Completions are compared up to this length."""
     min_greedy_agreement: float = 0.99
-    """Share of greedy completions that must be the same token for token …"""
+    """Share of greedy completions that must be the same token for token, but for ties (`deploy.parity.TIE_NATS`) …"""
     min_greedy_agreement_int4: float = 0.85
     """… and with int4, where llama.cpp rounds activations to 8 bits as well."""
     max_logprob_gap: float = 0.05

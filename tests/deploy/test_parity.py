@@ -59,13 +59,25 @@ def test_another_adapter_is_found_and_the_first_difference_is_named(
     assert 0 < report.first_difference.margin <= report.modes["reasoning"].max_margin
     assert report.modes["base"].max_margin == 0.0
     problems = report.problems(ExportSection(), "f32")
-    assert problems[0].startswith("reasoning: greedy agreement: expected at least 0.99, found 0.")
+    assert problems[0].startswith("reasoning: greedy agreement, ties apart: expected at least 0.99, found 0.")
     assert problems[-1].startswith("the first difference: Difference(mode='reasoning', task_id='1+2=?', index=")
+
+
+def test_completions_that_part_at_a_tie_are_counted_apart(
+    random_model, random_adapter, plain_export, tmp_path, monkeypatch
+):
+    adapters.write_directory(adapters.perturbed(random_adapter, seed=1), tmp_path / "other")
+    strict = compare(plain_export, Reference(random_model, tmp_path / "other")).modes["reasoning"]
+    assert strict.agreement_but_ties == strict.greedy_agreement < 1.0
+    monkeypatch.setattr("deploy.parity.TIE_NATS", strict.max_margin)
+    loose = compare(plain_export, Reference(random_model, tmp_path / "other")).modes["reasoning"]
+    assert (loose.greedy_agreement, loose.agreement_but_ties) == (strict.greedy_agreement, 1.0)
 
 
 def test_each_tolerance_is_checked():
     good = ModeParity(
         greedy_agreement=1.0,
+        agreement_but_ties=1.0,
         token_agreement=1.0,
         max_margin=0.0,
         mean_logprob_gap=0.0,
@@ -83,9 +95,12 @@ def test_each_tolerance_is_checked():
         return report.problems(config, precision)
 
     assert problems() == []
-    assert problems(greedy_agreement=0.98) == ["reasoning: greedy agreement: expected at least 0.99, found 0.9800"]
-    assert problems("int4", greedy_agreement=0.98) == []
-    assert len(problems("int4", greedy_agreement=0.8)) == 1
+    assert problems(greedy_agreement=0.97, agreement_but_ties=0.98) == [
+        "reasoning: greedy agreement, ties apart: expected at least 0.99, found 0.9800 (0.9700 with them)"
+    ]
+    assert problems(greedy_agreement=0.5) == []
+    assert problems("int4", agreement_but_ties=0.98) == []
+    assert len(problems("int4", agreement_but_ties=0.8)) == 1
     assert len(problems(mean_logprob_gap=0.06)) == 1
     # One point and one task.
     assert problems(device_accuracy=0.48) == []
