@@ -11,7 +11,7 @@ EXPORT_RULES: dict[str, Rule] = {
     "export.parity_prompts": NOT_NEGATIVE,
     "export.parity_tokens": COUNT,
     "export.min_greedy_agreement": SHARE,
-    "export.min_greedy_agreement_int4": SHARE,
+    "export.min_token_agreement_int4": SHARE,
     "export.max_logprob_gap": POSITIVE,
     "export.max_logprob_gap_int4": POSITIVE,
     "export.max_accuracy_gap": SHARE,

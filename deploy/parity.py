@@ -92,15 +92,19 @@ class ParityReport:
     def problems(self, config: ExportSection, precision: str) -> list[str]:
         """Where a tolerance is overrun, each in one line."""
         is_int4 = precision == "int4"
-        least = config.min_greedy_agreement_int4 if is_int4 else config.min_greedy_agreement
         most_nats = config.max_logprob_gap_int4 if is_int4 else config.max_logprob_gap
         # With few prompts a single flipped answer is more than the tolerance.
         most = config.max_accuracy_gap + 1.0 / self.num_prompts
         found = []
         for mode, parity in self.modes.items():
-            if parity.agreement_but_ties < least:
+            if is_int4 and parity.token_agreement < config.min_token_agreement_int4:
                 found.append(
-                    f"{mode}: greedy agreement, ties apart: expected at least {least}, "
+                    f"{mode}: greedy tokens: expected at least {config.min_token_agreement_int4} the same, "
+                    f"found {parity.token_agreement:.4f}"
+                )
+            if not is_int4 and parity.agreement_but_ties < config.min_greedy_agreement:
+                found.append(
+                    f"{mode}: greedy agreement, ties apart: expected at least {config.min_greedy_agreement}, "
                     f"found {parity.agreement_but_ties:.4f} ({parity.greedy_agreement:.4f} with them)"
                 )
             if parity.mean_logprob_gap > most_nats:

@@ -99,8 +99,10 @@ def test_each_tolerance_is_checked():
         "reasoning: greedy agreement, ties apart: expected at least 0.99, found 0.9800 (0.9700 with them)"
     ]
     assert problems(greedy_agreement=0.5) == []
-    assert problems("int4", agreement_but_ties=0.98) == []
-    assert len(problems("int4", agreement_but_ties=0.8)) == 1
+    assert problems("int4", agreement_but_ties=0.5, token_agreement=0.96) == []
+    assert problems("int4", token_agreement=0.94) == [
+        "reasoning: greedy tokens: expected at least 0.95 the same, found 0.9400"
+    ]
     assert len(problems(mean_logprob_gap=0.06)) == 1
     # One point and one task.
     assert problems(device_accuracy=0.48) == []

@@ -22,7 +22,7 @@ SETTINGS = (
     "export.parity_tokens=16",
     "export.min_greedy_agreement=0.5",
     # The mean over two prompts of a random adapter.
-    "export.min_greedy_agreement_int4=0",
+    "export.min_token_agreement_int4=0",
     "export.max_logprob_gap_int4=0.5",
 )
 
