@@ -26,7 +26,7 @@ from configs.models import weights_sha256
 from configs.schema import RunConfig
 from orchestrator import run_files
 from orchestrator.base_model import base_model_path
-from orchestrator.inference_pool import InferencePool, InferenceRequest
+from orchestrator.inference_pool import InferencePool, InferenceRequest, prompt_requests
 from orchestrator.prompts import Prompter, fitting_prompts
 from orchestrator.stage import Stage
 from orchestrator.tasks import held_out_tasks
@@ -145,18 +145,8 @@ def gather_sources(pool: InferencePool, stage: Stage) -> tuple[np.ndarray, np.nd
     states, labels = [], []
     for label, source in ((0, config.data.easy), (1, config.data.hard)):
         tasks = held_out_tasks(source, config.budget, config.heads.num_source_tasks, config.run.seed)
-        requests = [
-            InferenceRequest(
-                task=task,
-                prompt=prompt,
-                n=0,
-                sampling=Sampling(temperature=0.0, max_tokens=1),
-                version=0,
-                mode=BASE,
-                reads=make_reads(config.heads, prompt=True, keeps=True),
-            )
-            for task, prompt in fitting_prompts(tasks, config, stage.tokenizer)
-        ]
+        prompts = fitting_prompts(tasks, config, stage.tokenizer)
+        requests = prompt_requests(prompts, make_reads(config.heads, prompt=True, keeps=True))
         found = [inferred.inference.prompt_state for inferred in pool.run(requests)]
         states += found
         labels += [label] * len(found)

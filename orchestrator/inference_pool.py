@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from actors.engine import Sampling
+from actors.inference import BASE
 from actors.types import Completion, HardCap, Inference, Prompt, Reads, Rollout, Task
 from orchestrator.actor_pool import ActorPool, root_cause
 from orchestrator.dispatcher import MAX_ATTEMPTS, WATCH_AFTER_S, is_lost_actor, is_lost_object
@@ -40,6 +41,15 @@ class InferenceRequest:
     reads: Reads | None = None
     cap: HardCap | None = None
     drafts: tuple[Completion, ...] | None = None
+
+
+def prompt_requests(prompts: Sequence[tuple[Task, Prompt]], reads: Reads) -> list[InferenceRequest]:
+    """Requests that read what the base makes of the prompts and generate nothing."""
+    nothing = Sampling(temperature=0.0, max_tokens=1)
+    return [
+        InferenceRequest(task=task, prompt=prompt, n=0, sampling=nothing, version=0, mode=BASE, reads=reads)
+        for task, prompt in prompts
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from actors.types import EvaluationRecord, HardCap, Prompt, Reads, Task
 from configs.schema import RunConfig
 from orchestrator import run_files
 from orchestrator.evaluate import make_record
-from orchestrator.inference_pool import InferencePool, InferenceRequest, Inferred
+from orchestrator.inference_pool import InferencePool, InferenceRequest, Inferred, prompt_requests
 from orchestrator.metrics import summarise
 from orchestrator.prompts import make_cap
 from orchestrator.scaling import Modes, TaskSamples, scaling_rows, switcher_result
@@ -51,18 +51,7 @@ def evaluate_switcher(
 
     The only thing computed is the prompts' prefill.
     """
-    requests = [
-        InferenceRequest(
-            task=task,
-            prompt=prompt,
-            n=0,
-            sampling=Sampling(temperature=0.0, max_tokens=1),
-            version=0,
-            mode=BASE,
-            reads=reads_of(heads, prompt=True),
-        )
-        for task, prompt in prompts
-    ]
+    requests = prompt_requests(prompts, reads_of(heads, prompt=True))
     inferences = [inferred.inference for inferred in stage.cluster.make_inference_pool().run(requests)]
     modes = Modes(
         base_accuracy=_means(base, "correct"),

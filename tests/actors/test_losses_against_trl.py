@@ -37,7 +37,6 @@ LOSS_TYPES = {"grpo": "sequence", "bnpo": "token", "dapo": "token", "dr_grpo": "
 @pytest.fixture(scope="module")
 def trainer_class():
     """Imported here, not on collection: it takes ten seconds."""
-    pytest.importorskip("trl")
     from trl import GRPOTrainer
 
     return GRPOTrainer
