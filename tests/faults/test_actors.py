@@ -4,7 +4,6 @@ Each test prints how long its parts took from the kill on: until the loss was no
 engines that is their start), until the next step was done.
 """
 
-import signal
 import time
 
 import pytest
@@ -37,21 +36,15 @@ def test_an_engine_killed_at_work_idle_or_while_loading_an_adapter_is_replaced(s
     assert {row["call"] for row in run.events("redispatched")} == {"generate"}
 
 
-@pytest.mark.parametrize("part", ["engine core", "engine worker"])
-def test_an_engine_whose_own_processes_are_killed_is_replaced(start_rl, part):
-    run = start_rl()
-    run.wait_for_line("rl step 2/8")
-    killed_s, family = run.kill(part)
-    recovery(run, part, killed_s, family, "rollout actor 0")
-    assert run.finish() == 0, run.log
-    run.check_ledger()
-
-
-def test_a_hung_engine_is_replaced(start_rl):
+def test_an_engine_whose_own_processes_are_killed_or_hang_is_replaced(start_rl):
     run = start_rl("cluster.heartbeat_timeout_s=10")
-    run.wait_for_line("rl step 2/8")
+    for part in ("engine core", "engine worker"):
+        run.wait_for_line("waiting for groups to be generated", after=run.num_lines)
+        killed_s, family = run.kill(part)
+        recovery(run, part, killed_s, family, "rollout actor 0")
+    run.wait_for_line("waiting for groups to be generated", after=run.num_lines)
     stopped, *_ = run.find("engine core")
-    stopped.send_signal(signal.SIGSTOP)
+    stopped.suspend()
     stopped_s = time.monotonic()
     recovery(run, "engine core, hung", stopped_s, [stopped, *stopped.children()], "rollout actor 0")
     assert "no sign of life for 10 s" in run.log
@@ -59,9 +52,9 @@ def test_a_hung_engine_is_replaced(start_rl):
     run.check_ledger()
 
 
-def test_a_reward_actor_killed_idle_or_at_work_is_replaced(start_rl):
-    run = start_rl()
-    run.wait_for_line("rl step 2/8")
+def test_a_reward_actor_killed_idle_or_at_work_is_replaced_and_so_are_its_scoring_processes(start_rl):
+    run = start_rl("rl.num_steps=10")
+    run.wait_for_line("rl step 2/")
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     killed_s, family = run.kill("reward")
     recovery(run, "reward actor, idle", killed_s, family, "reward actor 0")
@@ -72,24 +65,18 @@ def test_a_reward_actor_killed_idle_or_at_work_is_replaced(start_rl):
     time.sleep(3)  # it holds the groups that were generated since
     killed_s, family = run.kill("reward")
     recovery(run, "reward actor, at work", killed_s, family, "reward actor 0")
-    assert run.finish() == 0, run.log
-    run.check_ledger()
-    assert {row["call"] for row in run.events("redispatched")} == {"score"}, "nothing is generated twice"
-
-
-def test_a_scoring_process_that_is_killed_costs_at_most_one_completion(start_rl):
-    run = start_rl()
-    run.wait_for_line("rl step 2/8")
     victims = run.find("scoring process")
     assert victims
     for victim in victims:
         victim.kill()
-    run.wait_for_line("rl step 4/8")
+    step_s = run.wait_for_line("rl step", after=run.num_lines)
+    run.wait_for_line("rl step", after=next(at for at, (when, _) in enumerate(run.lines) if when > step_s))
     assert all(map(is_gone, victims))
     assert run.find("scoring process"), "a new one stands ready"
     assert run.finish() == 0, run.log
-    run.check_ledger()
-    assert run.events("restarted") == []
+    run.check_ledger(10)
+    assert len(run.events("restarted")) == 2, "a scoring process is replaced by its actor"
+    assert {row["call"] for row in run.events("redispatched")} == {"score"}, "nothing is generated twice"
 
 
 def test_a_lost_learner_starts_again_from_the_last_checkpoint(start_rl):
@@ -144,23 +131,3 @@ def test_engines_killed_in_sft_and_in_an_evaluation_are_back_and_no_task_is_miss
     for policy in ("base", "sft", "rl"):
         records = read_records(run.dir, policy)
         assert len({record.task_id for record in records}) == len(records) == num_tasks
-
-
-def test_a_killed_driver_leaves_nothing_behind_and_the_next_call_goes_on(start_rl):
-    run = start_rl()
-    run.wait_for_line("rl step 5/8")
-    # Ray's own two agents of a node hold nothing, and take more than a minute to see that it is gone.
-    family = [process for process in run.processes() if process not in run.find("agent")]
-    run.process.kill()
-    run.process.wait()
-    killed_s = time.monotonic()
-    while not all(map(is_gone, family)) and time.monotonic() < killed_s + 60:
-        time.sleep(0.1)
-    assert [process.pid for process in family if not is_gone(process)] == []
-    gone_s = time.monotonic()
-    again = start_rl()
-    next_s = again.wait_for_line("rl step 5/8")
-    print(f"\n| driver | all else gone after {gone_s - killed_s:.1f} s | {next_s - gone_s:.1f} after the next call |")
-    assert again.finish() == 0, again.log
-    assert "rl step 4/8" not in again.log
-    again.check_ledger()

@@ -1,4 +1,4 @@
-"""A disk that takes no more: the run ends clearly, and what it had saved is good. A disk that is lost: there is a copy."""
+"""A disk that takes no more: the run ends clearly, and what it had saved is good. A driver that is killed, its disk lost: there is a copy."""
 
 import resource
 import shutil
@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from orchestrator import checkpoint
+from tests.faults.small_run import is_gone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -34,17 +35,29 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_the_one_before_is_
     again.check_ledger()
 
 
-def test_a_run_whose_disk_is_lost_goes_on_from_its_mirror(start_rl, tmp_path):
+def test_a_killed_driver_leaves_nothing_behind_and_without_its_disk_the_next_call_goes_on_from_the_mirror(
+    start_rl, tmp_path
+):
     mirror = f"run.mirror=file://{tmp_path}/copy"
     run = start_rl(mirror)
     run.wait_for_line("rl step 5/8")
+    # Ray's own two agents of a node hold nothing, and take more than a minute to see that it is gone.
+    family = [process for process in run.processes() if process not in run.find("agent")]
     run.process.kill()
     run.process.wait()
+    killed_s = time.monotonic()
+    while not all(map(is_gone, family)) and time.monotonic() < killed_s + 60:
+        time.sleep(0.1)
+    assert [process.pid for process in family if not is_gone(process)] == []
+    gone_s = time.monotonic()
     shutil.rmtree(run.dir)
     (tmp_path / "mlflow.db").unlink()
     again = start_rl(mirror)
+    next_s = again.wait_for_line("rl step 5/8")
+    print(f"\n| driver | all else gone after {gone_s - killed_s:.1f} s | {next_s - gone_s:.1f} after the next call |")
     assert again.finish() == 0, again.log
     assert "fetching" in again.log
+    assert "rl step 4/8" not in again.log
     assert [row["step"] for row in again.events("resumed")] == [4]
     again.check_ledger()
     assert (tmp_path / "copy/small/rl/step_000008/manifest.json").is_file()
