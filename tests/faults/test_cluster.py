@@ -27,12 +27,12 @@ def test_a_lost_node_costs_time_only_and_one_that_joins_later_takes_its_place(st
     # The head holds the learner, one engine and both reward actors, and has no room for the other engine.
     settings = ("learner.num_cpus_per_rank=2", "engine.num_cpus=0.7", "rollout.num_actors=2", "reward.num_actors=2")
     # A learning rate that leaves the policy as it is, for groups must go on differing, and steps until the other joins.
-    num_steps = 150
+    num_steps = 70
     with start_nodes(num_cpus=3) as nodes:
         raylet = nodes.add(num_cpus=1)
         run = start_rl(
             *settings,
-            *(f"rl.num_steps={num_steps}", "rl.learning_rate=1e-9"),
+            *(f"rl.num_steps={num_steps}", "rl.learning_rate=1e-9", "rl.checkpoint_every_steps=10"),
             # No --working-dir: nodes of one machine unpack it to one place, each anew, under the others' feet.
             through=(str(RAY), "job", "submit", "--", "python", "-m", "orchestrator"),
             environment=nodes.job_environment,
