@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from orchestrator import ledger
 from orchestrator.run_files import read_records
 from tests.faults.small_run import is_gone, recovery
 
@@ -79,8 +80,8 @@ def test_a_reward_actor_killed_idle_or_at_work_is_replaced_and_so_are_its_scorin
     assert {row["call"] for row in run.events("redispatched")} == {"score"}, "nothing is generated twice"
 
 
-def test_a_lost_learner_starts_again_from_the_last_checkpoint(start_rl):
-    run = start_rl()
+def test_a_lost_learner_starts_again_from_the_last_checkpoint_and_once_too_often_ends_the_run(start_rl):
+    run = start_rl("cluster.max_learner_restarts=2")
     run.wait_for_line("rl step 3/8")
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     killed_s, family = run.kill("learner")
@@ -88,20 +89,15 @@ def test_a_lost_learner_starts_again_from_the_last_checkpoint(start_rl):
     run.wait_for_line("rl step 5/8")
     killed_s, family = run.kill("learner")
     recovery(run, "learner, idle", killed_s, family, "learner rank 0", serves=None)
-    assert run.finish() == 0, run.log
-    run.check_ledger()
-    assert [row["step"] for row in run.events("resumed")] == [2, 4]
-
-
-def test_what_cannot_be_mended_ends_the_run_within_seconds_and_names_the_cause(start_rl):
-    run = start_rl("cluster.max_learner_restarts=0")
-    run.wait_for_line("rl step 3/8")
+    run.wait_for_line("rl step 6/8")
     killed_s, _ = run.kill("learner")
     assert run.finish() == 1
     took_s = time.monotonic() - killed_s
-    assert "the learner was lost 1 times (cluster.max_learner_restarts=0)" in run.lines[-1][1]
+    assert "the learner was lost 3 times (cluster.max_learner_restarts=2)" in run.lines[-1][1]
     assert took_s < 40
     print(f"\n| learner, once too often | run ended after {took_s:.1f} s |")
+    assert [row["step"] for row in run.events("resumed")] == [2, 4]
+    assert ledger.problems(ledger.read(run.dir)) == []
 
 
 def test_engines_killed_in_sft_and_in_an_evaluation_are_back_and_no_task_is_missing(start_run):
