@@ -18,6 +18,11 @@ def is_local_model(path: str) -> bool:
     return looks_like_path(path) or Path(path).is_dir() or ("/" in path and Path(path).parent.is_dir())
 
 
+def is_hub_name(path: str) -> bool:
+    """Neither the embedded model nor a local directory."""
+    return path != EMBEDDED_MODEL and not is_local_model(path)
+
+
 def resolve_model_path(path: str) -> str:
     """A directory for `embedded` and local models, the name itself for hub models.
 

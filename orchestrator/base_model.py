@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from configs.models import is_local_model, resolve_model_path
-from configs.schema import EMBEDDED_MODEL, RunConfig
+from configs.models import is_hub_name, resolve_model_path
+from configs.schema import RunConfig
 
 log = logging.getLogger(__name__)
 INT4_DIR = "int4_base"
@@ -30,7 +30,7 @@ def int4_base(config: RunConfig) -> Path:
 def native_base(config: RunConfig) -> Path:
     """The model's own directory; a hub model is fetched (or found in the hub's cache)."""
     path = resolve_model_path(config.model.path)
-    if config.model.path == EMBEDDED_MODEL or is_local_model(config.model.path):
+    if not is_hub_name(config.model.path):
         return Path(path)
     from huggingface_hub import snapshot_download
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from configs.data_schema import ARITHMETIC
 from configs.load import ConfigError, load_config
-from configs.models import is_local_model, looks_like_path
-from configs.schema import EMBEDDED_MODEL, RunConfig
+from configs.models import is_hub_name, looks_like_path
+from configs.schema import RunConfig
 from orchestrator.machine import Machine, can_connect, probe
 from orchestrator.masking import masked
 from orchestrator.plan import Plan, make_plan
@@ -241,7 +241,7 @@ def check_sources(machine: Machine, config: RunConfig) -> Iterator[Check]:
     hub = Path(environment.get("HF_HUB_CACHE") or cache / "hub")
     is_offline = environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
     wanted = []
-    if config.model.path != EMBEDDED_MODEL and not is_local_model(config.model.path):
+    if is_hub_name(config.model.path):
         wanted.append(("model", "models", config.model.path))
     sources = {s.source for s in (config.data.train, config.data.evaluation, config.data.sft)}
     wanted += [

@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.checks import model_problems
 from configs.load import ConfigError, dump_config
-from configs.models import resolve_model_path
+from configs.models import is_hub_name, resolve_model_path
 from configs.schema import RunConfig
 
 GIB = 2**30
@@ -19,7 +19,7 @@ class Plan:
     """The numbers that follow from a configuration."""
 
     num_parameters: int
-    """Of the base model; 0 when its config.json is not at hand (a hub name)."""
+    """Of the base model; 0, like all that follows from it, when its config.json is not at hand (a hub name)."""
     num_adapter_parameters: int
     num_gpus: float
     num_cpus: float
@@ -35,18 +35,22 @@ class Plan:
 
     @property
     def text(self) -> str:
+        unknown = "" if self.num_parameters else "unknown: the model's config.json is not here yet (hub name)"
         rows = [
-            ("base parameters", f"{self.num_parameters / 1e6:,.1f} M" if self.num_parameters else "unknown (hub name)"),
-            ("adapter parameters", f"{self.num_adapter_parameters / 1e6:,.2f} M"),
+            ("base parameters", unknown or f"{self.num_parameters / 1e6:,.1f} M"),
+            ("adapter parameters", unknown or f"{self.num_adapter_parameters / 1e6:,.2f} M"),
             ("placement", f"{self.num_gpus:g} GPUs, {self.num_cpus:g} CPU cores in Ray's books"),
             ("completions per step", f"{self.completions_per_step}"),
             ("tokens per step, at most", f"{self.max_tokens_per_step:,}"),
             ("completions in flight", f"{self.completions_in_flight}"),
             (
                 "base weights",
-                f"{self.base_weights_gib:.2f} GiB in each engine and rank, KV cache and activations extra",
+                unknown or f"{self.base_weights_gib:.2f} GiB in each engine and rank, KV cache and activations extra",
             ),
-            ("adapter training", f"{self.adapter_training_gib:.3f} GiB per rank (weights, gradients, AdamW moments)"),
+            (
+                "adapter training",
+                unknown or f"{self.adapter_training_gib:.3f} GiB per rank (weights, gradients, AdamW moments)",
+            ),
         ]
         width = max(len(name) for name, _ in rows)
         table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -89,9 +93,13 @@ def check_model(config: RunConfig) -> None:
 
 
 def read_hf_config(config: RunConfig) -> dict[str, Any]:
-    """The model's config.json; empty for a hub name, which only a download would tell."""
-    path = Path(resolve_model_path(config.model.path)) / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The model's config.json; empty for a hub name that has not been downloaded."""
+    file: Any = Path(resolve_model_path(config.model.path)) / "config.json"
+    if is_hub_name(config.model.path):
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(config.model.path, "config.json")
+    return json.loads(Path(file).read_text()) if isinstance(file, str | Path) else {}
 
 
 def _widths(hf_config: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -39,6 +39,25 @@ def test_plan_shows_the_batch_algebra(capsys):
     assert plan["num_parameters"] == 5 * block + 104 * 192
 
 
+def test_plan_of_a_hub_model_knows_its_size_once_it_is_downloaded(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    arguments = ["plan", "--config", "quickstart", "model.path=org/small"]
+    assert main(arguments) == OK
+    assert capsys.readouterr().out.count("unknown: the model's config.json is not here yet") == 4
+    snapshot = tmp_path / "models--org--small/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--small/refs").mkdir()
+    (tmp_path / "models--org--small/refs/main").write_text("abc")
+    (snapshot / "config.json").write_text(
+        '{"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 2000, "num_hidden_layers": 3, '
+        '"vocab_size": 500, "max_position_embeddings": 1024, "tie_word_embeddings": true}'
+    )
+    assert main(arguments) == OK
+    shown = capsys.readouterr().out
+    assert "unknown" not in shown
+    assert "30.5 M" in shown
+
+
 def test_a_missing_file_is_named(capsys):
     assert main(["plan", "--config", "no/such.yaml"]) == BAD_USAGE
     assert "no/such.yaml" in capsys.readouterr().err
