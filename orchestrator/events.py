@@ -88,7 +88,7 @@ def recorded(run_dir: Path, stage: str) -> Iterator[None]:
     started_s = time.monotonic()
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C is an end like any other
         is_interrupt = isinstance(error, KeyboardInterrupt)
         event = Event.STAGE_INTERRUPTED if is_interrupt else Event.STAGE_FAILED
         why: dict[str, Any] = {} if is_interrupt else {"error": str(error), "cause": root_cause(error)}

@@ -67,7 +67,7 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
         claim_run_dir(config)
         try:
             report = run_missing(config, stages, mirror)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: whatever ended the run, its events and last checkpoint belong into the copy
             mirror.try_to_push()
             raise
         mirror.push()

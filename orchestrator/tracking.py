@@ -129,7 +129,7 @@ def start_tracker(config: RunConfig, stage: str, parent_run_id: str | None = Non
     tracker = _patiently(lambda: _open(config, stage, parent_run_id))
     try:
         yield tracker
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C too, or the run would stay RUNNING for good
         _end_unfinished(tracker, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.close("FINISHED")
