@@ -6,14 +6,16 @@ was bound to. Token ids go in and come out; text never enters vLLM. With `model.
 each request's `start` on (`actors.kv_sharing`), and the first load proves that this engine does so.
 """
 
+import asyncio
 import os
 import shutil
 import tempfile
 import uuid
 from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +23,10 @@ from actors import adapters, kv_sharing
 from actors.features import WANTED, StateReader, Wanted
 from actors.types import AdapterRef
 from configs.schema import EngineSection, ModelSection
+
+T = TypeVar("T")
+LOOK_EVERY_S = 1.0
+"""Whether the engine's process lives, while it is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +131,9 @@ class Engine:
                 worker_extension_cls="actors.features.WorkerExtension",
             )
         )
-        self._states = StateReader(lambda method, arguments: self._llm.collective_rpc(method, args=arguments))
+        self._states = StateReader(
+            lambda method, arguments: self._ask(self._llm.collective_rpc(method, args=arguments))
+        )
         # RAM-backed where there is one: adapters are read back at once and thrown away.
         root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._directory = Path(tempfile.mkdtemp(prefix="terse-adapters-", dir=root))
@@ -138,14 +146,14 @@ class Engine:
         """Load an adapter beside those that are there, and say what is loaded.
 
         The hash in the answer is of the file that vLLM was given, read back from where it lies. Versions
-        beyond `num_adapters` that no request runs on are dropped, oldest first.
+        beyond `num_adapters` that no request runs on are dropped, oldest first. Raises `EngineLost`.
         """
         lora_id, self._next_lora_id = self._next_lora_id, self._next_lora_id + 1
         directory = self._directory / f"v{version:06d}-{lora_id}"
         adapters.write_directory(packed, directory)
         request = self._lora_request(lora_name=directory.name, lora_int_id=lora_id, lora_path=str(directory))
-        await self._llm.add_lora(request)
-        if lora_id not in await self._llm.list_loras():
+        await self._ask(self._llm.add_lora(request))
+        if lora_id not in await self._ask(self._llm.list_loras()):
             raise RuntimeError(f"the engine did not take up adapter version {version}")
         ref = adapters.make_ref((directory / adapters.WEIGHTS_FILE).read_bytes(), version)
         self._loaded.pop(version, None)
@@ -258,14 +266,24 @@ class Engine:
 
     async def ping(self) -> None:
         """Return when the engine's own loop has answered, between two of its steps. Raises `EngineLost`."""
-        try:
-            await self._llm.is_sleeping()
-        except self._dead_error as error:
-            raise EngineLost(f"vLLM's engine is dead: {error}") from error
+        await self._ask(self._llm.is_sleeping())
+
+    async def _ask(self, call: Awaitable[T]) -> T:
+        """What the engine's process answers to a call that is no request.
+
+        vLLM leaves such a call pending for good when that process dies meanwhile, so its death is looked for.
+        """
+        task = asyncio.ensure_future(call)
+        while not task.done():
+            await asyncio.wait([task], timeout=LOOK_EVERY_S)
+            if self._llm.errored:
+                error = None if task.cancel() else task.exception()
+                raise EngineLost(f"vLLM's engine is dead: {error or 'it ended during a call'}") from error
+        return task.result()
 
     async def _prove_masking(self, version: int) -> None:
         """Every worker has the plugin, and a reasoning request takes over the blocks of a base request."""
-        for problem in await self._llm.collective_rpc("find_unpatched_worker"):
+        for problem in await self._ask(self._llm.collective_rpc("find_unpatched_worker")):
             _require_masking(problem)
         block = self._llm.vllm_config.cache_config.block_size
         num_tokens = min(2 * block + 1, self._llm.model_config.max_model_len - 1)
@@ -289,7 +307,7 @@ class Engine:
             # vLLM may read a directory again while a request of that version runs.
             if self._num_running[version] == 0:
                 _, request = self._loaded.pop(version)
-                await self._llm.remove_lora(request.lora_int_id)
+                await self._ask(self._llm.remove_lora(request.lora_int_id))
                 shutil.rmtree(request.lora_path, ignore_errors=True)
 
     async def shutdown(self) -> None:

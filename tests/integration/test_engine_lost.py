@@ -1,0 +1,57 @@
+"""vLLM's own processes die: whatever the engine was being asked, and is asked then, says so."""
+
+import asyncio
+
+import numpy as np
+import psutil
+import pytest
+
+from actors.engine import Engine, EngineLost, Sampling
+from configs.schema import EngineSection, ModelSection
+from tests.deploy.exports import make_adapter
+
+pytestmark = pytest.mark.integration
+
+PROMPT = np.arange(10, 20)
+ASK = {
+    "load_adapter": lambda engine, packed: engine.load_adapter(packed, 1),
+    "generate": lambda engine, packed: engine.generate(PROMPT, 2, Sampling(temperature=1.0, max_tokens=200), 0),
+    "pool_prompt": lambda engine, packed: engine.pool_prompt(PROMPT, 4, 0.5),
+    "last_state": lambda engine, packed: engine.last_state(PROMPT, 0),
+    "ping": lambda engine, packed: engine.ping(),
+}
+
+
+def find_core() -> psutil.Process:
+    (core,) = [child for child in psutil.Process().children() if "VLLM::EngineCore" in "".join(child.cmdline())]
+    return core
+
+
+def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engine_is_lost(tiny_model_dir):
+    packed = make_adapter(tiny_model_dir)
+
+    async def run():
+        engine = Engine(
+            model_path=str(tiny_model_dir),
+            stop_token_ids=(1,),
+            model=ModelSection(dtype="float32", max_length_tokens=256),
+            config=EngineSection(num_gpus=0, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=1),
+            num_adapters=2,
+            seed=0,
+        )
+        await engine.load_adapter(packed, 0)
+        core = find_core()
+        core.suspend()
+        in_flight = {name: asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
+        await asyncio.sleep(1)
+        assert not any(task.done() for task in in_flight.values())
+        core.kill()
+        await asyncio.wait(in_flight.values(), timeout=30)
+        later = {f"{name}, later": asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
+        await asyncio.wait(later.values(), timeout=30)
+        found = {name: task.exception() if task.done() else "hangs" for name, task in (in_flight | later).items()}
+        await engine.shutdown()
+        return found
+
+    found = asyncio.run(run())
+    assert {name: error for name, error in found.items() if not isinstance(error, EngineLost)} == {}
