@@ -22,8 +22,10 @@ ASK = {
 }
 
 
-def find_core() -> psutil.Process:
-    (core,) = [child for child in psutil.Process().children() if "VLLM::EngineCore" in "".join(child.cmdline())]
+def find_core(before: set[psutil.Process]) -> psutil.Process:
+    """The one that was not there before; engines of other tests may take their time to end."""
+    new = set(psutil.Process().children()) - before
+    (core,) = [child for child in new if "VLLM::EngineCore" in "".join(child.cmdline())]
     return core
 
 
@@ -31,6 +33,7 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
     packed = make_adapter(tiny_model_dir)
 
     async def run():
+        before = set(psutil.Process().children())
         engine = Engine(
             model_path=str(tiny_model_dir),
             stop_token_ids=(1,),
@@ -39,18 +42,20 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
             num_adapters=2,
             seed=0,
         )
-        await engine.load_adapter(packed, 0)
-        core = find_core()
-        core.suspend()
-        in_flight = {name: asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
-        await asyncio.sleep(1)
-        assert not any(task.done() for task in in_flight.values())
-        core.kill()
-        await asyncio.wait(in_flight.values(), timeout=30)
-        later = {f"{name}, later": asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
-        await asyncio.wait(later.values(), timeout=30)
-        found = {name: task.exception() if task.done() else "hangs" for name, task in (in_flight | later).items()}
-        await engine.shutdown()
+        try:
+            await engine.load_adapter(packed, 0)
+            core = find_core(before)
+            core.suspend()
+            in_flight = {name: asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
+            await asyncio.sleep(1)
+            assert not any(task.done() for task in in_flight.values())
+            core.kill()
+            await asyncio.wait(in_flight.values(), timeout=30)
+            later = {f"{name}, later": asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
+            await asyncio.wait(later.values(), timeout=30)
+            found = {name: task.exception() if task.done() else "hangs" for name, task in (in_flight | later).items()}
+        finally:
+            await engine.shutdown()
         return found
 
     found = asyncio.run(run())
