@@ -48,7 +48,7 @@ test-faults: $(STAMP) ## kill parts of real runs and see that they go on
 random-kills: $(STAMP) ## a deterministic run killed at 20 random moments ends in the same bits
 	@$(BIN)/python -m tests.faults.random_kills
 
-soak: $(STAMP) ## RL while something random is killed every 45 s; MINUTES=60
+soak: $(STAMP) ## RL while something random is killed every 45 s; MINUTES=60, then 15 without kills
 	@$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60)
 
 bench: $(STAMP) ## benchmarks that need nothing but this environment
