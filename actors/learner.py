@@ -73,12 +73,11 @@ class LearnerRank:
     def connect(self, master_address: str, master_port: int) -> None:
         """Join the process group; returns when all ranks have. Takes the seconds that importing deepspeed takes."""
         on_gpu = self.learner.num_gpus_per_rank > 0
-        # Ray shows a rank only its own GPU, so the local rank is 0 everywhere.
         os.environ.update(
             MASTER_ADDR=master_address,
             MASTER_PORT=str(master_port),
             RANK=str(self.rank),
-            LOCAL_RANK="0",
+            LOCAL_RANK="0",  # Ray shows a rank only its own GPU
             WORLD_SIZE=str(self.num_ranks),
             DS_ACCELERATOR="cuda" if on_gpu else "cpu",
         )
@@ -87,6 +86,9 @@ class LearnerRank:
             torch.use_deterministic_algorithms(True)
         import deepspeed  # here, because the accelerator is chosen on import, and the driver imports this file too
 
+        # No operators of its own: one, for inference on CPUs, would be compiled under a lock file, and a process that is
+        # killed meanwhile leaves that, for every later learner of the machine to wait for.
+        deepspeed.ops.__compatible_ops__ = {}
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # DeepSpeed calls collectives by names that torch is about to rename, several times a step.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

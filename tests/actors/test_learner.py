@@ -43,6 +43,13 @@ def test_sft_lowers_the_loss_and_counts_versions(make_rank):
     assert rank.publish()[0].version == 6
 
 
+def test_connecting_compiles_nothing(make_rank):
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    make_rank()
+    assert OpBuilder._loaded_ops == {}
+
+
 def test_the_first_sft_loss_is_the_base_models_cross_entropy(make_rank, random_model_dir):
     rank, rows = make_rank(), make_rows()
     rank.begin_stage(SFT)
