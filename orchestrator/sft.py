@@ -12,17 +12,13 @@ from orchestrator.progress import Progress
 from orchestrator.rollout_pool import TaskCursor
 from orchestrator.sft_data import SftRows
 from orchestrator.stage import Stage
-from orchestrator.train import is_due, restore, save
+from orchestrator.train import begin, is_due, save
 
 
 def fine_tune(stage: Stage, stream: SftRows) -> None:
     """SFT to `sft.num_steps`, from the stage's newest checkpoint if there is one."""
     config, learner = stage.config, stage.cluster.learner
-    saved = restore(stage)
-    state = saved.state if saved else StageState()
-    learner.begin_stage(sft_spec(config))
-    if saved:
-        learner.load_state(saved.learner)
+    state = begin(stage, sft_spec(config)) or StageState()
     num_rows = config.sft.rows_per_step
     with stop_between_steps() as stop, Progress("sft", state.step, config.sft.num_steps) as progress:
         while state.step < config.sft.num_steps:

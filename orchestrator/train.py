@@ -46,7 +46,7 @@ Published = tuple[AdapterRef, Any]
 def train(stage: Stage, start_adapter: bytes) -> None:
     """RL from `start_adapter`, or from the stage's newest checkpoint, to `rl.num_steps`."""
     config, learner = stage.config, stage.cluster.learner
-    state = begin(stage, start_adapter)
+    state = begin(stage, rl_spec(config, start_adapter)) or StageState(kl_beta=config.rl.kl_beta)
     prompter = Prompter(config, stage.tokenizer)
     pool = make_pool(stage, prompter, state)
     published = learner.publish()
@@ -92,26 +92,20 @@ def train(stage: Stage, start_adapter: bytes) -> None:
     stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
 
 
-def begin(stage: Stage, start_adapter: bytes) -> StageState:
-    """Put the learner at the start of RL, or where the newest checkpoint left it."""
-    config = stage.config
-    saved = restore(stage)
-    state = saved.state if saved else StageState(kl_beta=config.rl.kl_beta)
-    stage.cluster.learner.begin_stage(rl_spec(config, start_adapter))
-    if saved:
-        stage.cluster.learner.load_state(saved.learner)
-    return state
-
-
-def restore(stage: Stage) -> Checkpoint | None:
-    """The stage's newest checkpoint that holds; what was written after it is forgotten, and events say so."""
+def begin(stage: Stage, spec: StageSpec) -> StageState | None:
+    """Have the learner begin a stage, from its newest checkpoint that holds: where that stands. What was written after it
+    is forgotten, and events say so."""
     saved, damages = checkpoint.load_latest(stage.directory)
     for problem in damages:
         stage.event(Event.CHECKPOINT_SKIPPED, problem=problem)
     if saved:
         stage.event(Event.RESUMED, saved.state.step)
     forget_steps_after(stage.config.run_dir, stage.name, saved.state.step if saved else 0)
-    return saved
+    stage.cluster.learner.begin_stage(spec)
+    if saved:
+        stage.cluster.learner.load_state(saved.learner)
+        log.info("%s goes on from the checkpoint of step %d", stage.name, saved.state.step)
+    return saved.state if saved else None
 
 
 def rl_spec(config: RunConfig, start_adapter: bytes) -> StageSpec:

@@ -152,23 +152,17 @@ class SmallRun:
         assert [row["step"] for row in read_metrics(self.dir) if row["stage"] == "rl"] == list(range(1, num_steps + 1))
 
 
-def recovery(
-    run: SmallRun,
-    what: str,
-    killed_s: float,
-    family: list[psutil.Process],
-    victim: str,
-    serves: str | None = "serves",
-) -> None:
-    """Wait until the run has noticed the loss and goes on, and print how long that took; `family` is gone by then."""
+def recovery(run: SmallRun, what: str, killed_s: float, family: list[psutil.Process], lines: tuple[str, str]) -> None:
+    """Wait until the run has noticed the loss and goes on, and print how long that took; `family` is gone by then.
+
+    `lines`: what the log says when an actor is lost, and when its successor serves.
+    """
     after = next((place for place, (when, _) in enumerate(run.lines) if when >= killed_s), run.num_lines)
-    lost_s = run.wait_for_line(f"{victim} lost" if serves else f"{victim} was lost", after=after)
-    serves_s = run.wait_for_line(f"{victim} {serves}", after=after) if serves else None
-    place = next(place for place, (when, _) in enumerate(run.lines) if when >= (serves_s or lost_s))
+    lost_s, serves_s = (run.wait_for_line(line, after=after) for line in lines)
+    place = next(place for place, (when, _) in enumerate(run.lines) if when >= serves_s)
     step_s = run.wait_for_line("rl step", after=place)
     assert all(map(is_gone, family)), "what it had started outlives it"
-    shown = "" if serves_s is None else f"{serves_s - killed_s:.1f}"
-    print(f"\n| {what} | {lost_s - killed_s:.1f} | {shown} | {step_s - killed_s:.1f} |")
+    print(f"\n| {what} | {lost_s - killed_s:.1f} | {serves_s - killed_s:.1f} | {step_s - killed_s:.1f} |")
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -13,24 +13,28 @@ from tests.faults.small_run import is_gone, recovery
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
+ENGINE = ("rollout actor 0 lost", "rollout actor 0 serves")
+REWARD = ("reward actor 0 lost", "reward actor 0 serves")
+LEARNER = ("learner rank 0 was lost", "rl goes on from the checkpoint")
+
 
 def test_an_engine_killed_at_work_idle_or_while_loading_an_adapter_is_replaced(start_rl):
     run = start_rl()
     # Groups are being generated as soon as a step is done.
     run.wait_for_line("rl step 2/8")
     killed_s, family = run.kill("engine actor")
-    recovery(run, "engine actor, at work", killed_s, family, "rollout actor 0")
+    recovery(run, "engine actor, at work", killed_s, family, ENGINE)
     # On-policy engines rest during the update.
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     killed_s, family = run.kill("engine actor")
-    recovery(run, "engine actor, idle", killed_s, family, "rollout actor 0")
+    recovery(run, "engine actor, idle", killed_s, family, ENGINE)
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     stopped, *_ = run.find("engine actor")
     stopped.suspend()
     run.wait_for_line("waiting for engines to load the adapter", after=run.num_lines)
     time.sleep(0.5)
     killed_s, family = run.kill("engine actor")
-    recovery(run, "engine actor, loading an adapter", killed_s, family, "rollout actor 0")
+    recovery(run, "engine actor, loading an adapter", killed_s, family, ENGINE)
     assert run.finish() == 0, run.log
     run.check_ledger()
     assert {row["call"] for row in run.events("redispatched")} == {"generate"}
@@ -41,12 +45,12 @@ def test_an_engine_whose_own_processes_are_killed_or_hang_is_replaced(start_rl):
     for part in ("engine core", "engine worker"):
         run.wait_for_line("waiting for groups to be generated", after=run.num_lines)
         killed_s, family = run.kill(part)
-        recovery(run, part, killed_s, family, "rollout actor 0")
+        recovery(run, part, killed_s, family, ENGINE)
     run.wait_for_line("waiting for groups to be generated", after=run.num_lines)
     stopped, *_ = run.find("engine core")
     stopped.suspend()
     stopped_s = time.monotonic()
-    recovery(run, "engine core, hung", stopped_s, [stopped, *stopped.children()], "rollout actor 0")
+    recovery(run, "engine core, hung", stopped_s, [stopped, *stopped.children()], ENGINE)
     assert "no sign of life for 10 s" in run.log
     assert run.finish() == 0, run.log
     run.check_ledger()
@@ -57,14 +61,14 @@ def test_a_reward_actor_killed_idle_or_at_work_is_replaced_and_so_are_its_scorin
     run.wait_for_line("rl step 2/")
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     killed_s, family = run.kill("reward")
-    recovery(run, "reward actor, idle", killed_s, family, "reward actor 0")
+    recovery(run, "reward actor, idle", killed_s, family, REWARD)
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     stopped, *_ = run.find("reward")
     stopped.suspend()
     run.wait_for_line("waiting for groups to be generated and scored", after=run.num_lines)
     time.sleep(3)  # it holds the groups that were generated since
     killed_s, family = run.kill("reward")
-    recovery(run, "reward actor, at work", killed_s, family, "reward actor 0")
+    recovery(run, "reward actor, at work", killed_s, family, REWARD)
     victims = run.find("scoring process")
     assert victims
     for victim in victims:
@@ -84,10 +88,10 @@ def test_a_lost_learner_starts_again_from_the_last_checkpoint_and_once_too_often
     run.wait_for_line("rl step 3/8")
     run.wait_for_line("waiting for the learner's update", after=run.num_lines)
     killed_s, family = run.kill("learner")
-    recovery(run, "learner, at work", killed_s, family, "learner rank 0", serves=None)
+    recovery(run, "learner, at work", killed_s, family, LEARNER)
     run.wait_for_line("rl step 5/8")
     killed_s, family = run.kill("learner")
-    recovery(run, "learner, idle", killed_s, family, "learner rank 0", serves=None)
+    recovery(run, "learner, idle", killed_s, family, LEARNER)
     run.wait_for_line("rl step 6/8")
     killed_s, _ = run.kill("learner")
     assert run.finish() == 1
