@@ -43,7 +43,7 @@ test-device-clean: $(STAMP) ## an export in a new environment with the extra `de
 	@$(BIN)/python -m pytest -q -m slow tests/deploy/test_clean_environment.py
 
 test-faults: $(STAMP) ## kill parts of real runs and see that they go on
-	@$(BIN)/python -m pytest -q -m faults -s --durations=0 --durations-min=5
+	@$(BIN)/python -m pytest -q -m faults tests/faults -s --durations=0 --durations-min=5
 
 random-kills: $(STAMP) ## a deterministic run killed at 20 random moments ends in the same bits
 	@$(BIN)/python -m tests.faults.random_kills

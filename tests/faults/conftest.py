@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.faults.mlflow_server import Server
 from tests.faults.small_run import SFT_STEPS, SmallRun
 
 
@@ -31,3 +32,11 @@ def start_run(tmp_path):
 def start_rl(start_run, sft_adapter):
     """Starts RL."""
     return lambda *overrides, **options: start_run("train", sft_adapter, *overrides, **options)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An MLflow server, not yet started."""
+    server = Server(tmp_path)
+    yield server
+    server.stop()

@@ -1,5 +1,6 @@
-"""Clusters that are too small, that shrink and grow, and whose object store is full."""
+"""Clusters that are too small, that shrink and grow, and whose object store or tracking server fails."""
 
+import json
 import re
 import time
 
@@ -69,15 +70,26 @@ def fill_object_store(address):
     return [ray.put(np.ones(10 * 2**20, dtype=np.uint8)) for _ in range(2 * STORE_BYTES // (10 * 2**20))]
 
 
-def test_an_object_store_that_is_full_spills_to_the_disk_and_the_run_goes_on(start_rl):
+def test_a_full_object_store_spills_a_tracking_server_that_is_away_is_told_later_and_the_run_goes_on(start_rl, server):
+    from mlflow import MlflowClient
+
+    server.start()
     with start_nodes(num_cpus=2, object_store_memory=STORE_BYTES) as nodes:
-        run = start_rl(f"cluster.address={nodes.address}")
+        run = start_rl(f"cluster.address={nodes.address}", f"tracking.uri={server.uri}")
         run.wait_for_line("rl step 3/8")
+        server.stop()
         held = fill_object_store(nodes.address)
         try:
+            run.wait_for_line("rl step 7/8")
+            server.start()
             assert run.finish() == 0, run.log
             assert len(ray.get(held[0])) == 10 * 2**20
         finally:
             del held
             ray.shutdown()
     run.check_ledger()
+    assert "MLflow cannot be reached" in run.log
+    client = MlflowClient(server.uri)
+    run_id = json.loads((run.dir / "mlflow.json").read_text())["rl"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run_id, "reward/mean")] == list(range(1, 9))

@@ -1,10 +1,4 @@
-"""A real MLflow server that goes away and comes back, or does not."""
-
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+"""A real MLflow server that goes away and comes back, or does not. A run it is away for: `test_cluster.py`."""
 
 import pytest
 
@@ -13,51 +7,6 @@ from orchestrator import tracking
 from orchestrator.tracking import start_tracker
 
 pytestmark = pytest.mark.faults
-
-
-class Server:
-    def __init__(self, directory):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.directory, self.uri = directory, f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        store = f"sqlite:///{self.directory}/server.db"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                *("--workers", "1", "--backend-store-uri", store, "--artifacts-destination", f"{self.directory}/files"),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2)
-            except OSError:
-                time.sleep(0.2)
-            else:
-                return
-        raise RuntimeError("no MLflow server after 120 s")
-
-    def stop(self):
-        import psutil
-
-        for process in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
-            process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path)
-    yield server
-    if server.process.poll() is None:
-        server.stop()
 
 
 @pytest.fixture
@@ -75,6 +24,7 @@ def read_run(config, run_id):
 
 
 def test_what_a_server_missed_is_sent_when_it_is_back(config, server):
+    server.start()
     with start_tracker(config, "rl") as tracker:
         tracker.log_metrics({"reward/mean": 0.1}, step=1)
         server.stop()
@@ -91,6 +41,7 @@ def test_what_a_server_missed_is_sent_when_it_is_back(config, server):
 
 def test_a_server_that_stays_away_is_given_up_with_a_warning(config, server, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "PATIENCE_S", 3.0)
+    server.start()
     with start_tracker(config, "rl") as tracker:
         server.stop()
         tracker.log_metrics({"reward/mean": 0.2}, step=2)
@@ -99,6 +50,5 @@ def test_a_server_that_stays_away_is_given_up_with_a_warning(config, server, mon
 
 def test_a_server_that_is_away_at_the_beginning_is_named(config, server, monkeypatch):
     monkeypatch.setattr(tracking, "PATIENCE_S", 1.0)
-    server.stop()
     with pytest.raises(Exception, match=str(server.port)), start_tracker(config, "rl"):
         pass
