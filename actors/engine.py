@@ -9,7 +9,6 @@ each request's `start` on (`actors.kv_sharing`), and the first load proves that 
 import asyncio
 import os
 import shutil
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Awaitable
@@ -21,10 +20,12 @@ import numpy as np
 
 from actors import adapters, kv_sharing
 from actors.features import WANTED, StateReader, Wanted
+from actors.owned_directory import OwnedDirectory
 from actors.types import AdapterRef
 from configs.schema import EngineSection, ModelSection
 
 T = TypeVar("T")
+MEMORY = Path("/dev/shm")
 LOOK_EVERY_S = 1.0
 """Whether the engine's process lives, while it is waited for."""
 
@@ -135,10 +136,10 @@ class Engine:
             lambda method, arguments: self._ask(self._llm.collective_rpc(method, args=arguments))
         )
         # RAM-backed where there is one: adapters are read back at once and thrown away.
-        root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self._directory = Path(tempfile.mkdtemp(prefix="terse-adapters-", dir=root))
+        self._directory = OwnedDirectory("terse-adapters-", MEMORY if os.access(MEMORY, os.W_OK) else None)
         self._num_adapters = num_adapters
         self._loaded: dict[int, tuple[AdapterRef, Any]] = {}
+        self._outdated: list[Any] = []
         self._num_running: Counter[int] = Counter()
         self._next_lora_id = 1
 
@@ -149,14 +150,15 @@ class Engine:
         beyond `num_adapters` that no request runs on are dropped, oldest first. Raises `EngineLost`.
         """
         lora_id, self._next_lora_id = self._next_lora_id, self._next_lora_id + 1
-        directory = self._directory / f"v{version:06d}-{lora_id}"
+        directory = self._directory.path / f"v{version:06d}-{lora_id}"
         adapters.write_directory(packed, directory)
         request = self._lora_request(lora_name=directory.name, lora_int_id=lora_id, lora_path=str(directory))
         await self._ask(self._llm.add_lora(request))
         if lora_id not in await self._ask(self._llm.list_loras()):
             raise RuntimeError(f"the engine did not take up adapter version {version}")
         ref = adapters.make_ref((directory / adapters.WEIGHTS_FILE).read_bytes(), version)
-        self._loaded.pop(version, None)
+        if version in self._loaded:
+            self._outdated.append(self._loaded.pop(version)[1])
         self._loaded[version] = ref, request
         await self._drop_old_versions()
         if self._is_masked and not self._is_masking_proved:
@@ -250,7 +252,7 @@ class Engine:
         if version is not None:
             self.adapter(version)
             lora_request = self._loaded[version][1]
-            self._num_running[version] += 1
+            self._num_running[lora_request.lora_int_id] += 1
         final = None
         try:
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora_request):
@@ -258,8 +260,8 @@ class Engine:
         except self._dead_error as error:
             raise EngineLost(f"vLLM's engine is dead: {error}") from error
         finally:
-            if version is not None:
-                self._num_running[version] -= 1
+            if lora_request is not None:
+                self._num_running[lora_request.lora_int_id] -= 1
         if final is None:
             raise RuntimeError("expected a finished request, the engine ended it without an output")
         return final
@@ -302,18 +304,21 @@ class Engine:
             )
 
     async def _drop_old_versions(self) -> None:
-        num_extra = len(self._loaded) - self._num_adapters
-        for version in list(self._loaded)[: max(0, num_extra)]:
-            # vLLM may read a directory again while a request of that version runs.
-            if self._num_running[version] == 0:
-                _, request = self._loaded.pop(version)
-                await self._ask(self._llm.remove_lora(request.lora_int_id))
-                shutil.rmtree(request.lora_path, ignore_errors=True)
+        """Of those beyond `num_adapters` and those loaded anew, the ones that no request runs on: vLLM may read a
+        directory again while one does."""
+        for version in list(self._loaded)[: max(0, len(self._loaded) - self._num_adapters)]:
+            if not self._num_running[self._loaded[version][1].lora_int_id]:
+                self._outdated.append(self._loaded.pop(version)[1])
+        for request in [request for request in self._outdated if not self._num_running[request.lora_int_id]]:
+            self._outdated.remove(request)
+            del self._num_running[request.lora_int_id]
+            await self._ask(self._llm.remove_lora(request.lora_int_id))
+            shutil.rmtree(request.lora_path, ignore_errors=True)
 
     async def shutdown(self) -> None:
         """In the event loop that it runs in: vLLM closes its sockets there, and an open one blocks when it is collected."""
         self._llm.shutdown()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.remove()
 
 
 def _require_masking(problem: str | None) -> None:

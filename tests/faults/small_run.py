@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from actors.engine import MEMORY
 from orchestrator import events, ledger
 from orchestrator.run_files import read_metrics
 
@@ -163,6 +164,11 @@ def recovery(run: SmallRun, what: str, killed_s: float, family: list[psutil.Proc
     step_s = run.wait_for_line("rl step", after=place)
     assert all(map(is_gone, family)), "what it had started outlives it"
     print(f"\n| {what} | {lost_s - killed_s:.1f} | {serves_s - killed_s:.1f} | {step_s - killed_s:.1f} |")
+
+
+def adapter_directories() -> set[Path]:
+    """Of all engines of this machine, in its memory."""
+    return set(MEMORY.glob("terse-adapters-*"))
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from orchestrator.run_files import read_records
-from tests.faults.small_run import is_gone, recovery
+from tests.faults.small_run import adapter_directories, is_gone, recovery
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -19,6 +19,7 @@ LEARNER = ("learner rank 0 was lost", "rl goes on from the checkpoint")
 
 
 def test_an_engine_killed_at_work_idle_or_while_loading_an_adapter_is_replaced(start_rl):
+    directories = adapter_directories()
     run = start_rl()
     # Groups are being generated as soon as a step is done.
     run.wait_for_line("rl step 2/8")
@@ -38,9 +39,11 @@ def test_an_engine_killed_at_work_idle_or_while_loading_an_adapter_is_replaced(s
     assert run.finish() == 0, run.log
     run.check_ledger()
     assert {row["call"] for row in run.events("redispatched")} == {"generate"}
+    assert adapter_directories() <= directories, "what killed engines leave is removed by their successors"
 
 
 def test_an_engine_whose_own_processes_are_killed_or_hang_is_replaced(start_rl):
+    directories = adapter_directories()
     run = start_rl("cluster.heartbeat_timeout_s=10")
     for part in ("engine core", "engine worker"):
         run.wait_for_line("waiting for groups to be generated", after=run.num_lines)
@@ -54,6 +57,7 @@ def test_an_engine_whose_own_processes_are_killed_or_hang_is_replaced(start_rl):
     assert "no sign of life for 10 s" in run.log
     assert run.finish() == 0, run.log
     run.check_ledger()
+    assert adapter_directories() <= directories
 
 
 def test_a_reward_actor_killed_idle_or_at_work_is_replaced_and_so_are_its_scoring_processes(start_rl):

@@ -143,6 +143,29 @@ def test_a_version_stays_while_a_request_runs_on_it(loop, actor, prompt, tiny_mo
         np.testing.assert_allclose(completion.behaviour_logprobs, expected, atol=5e-4)
 
 
+def test_a_version_that_is_loaded_anew_takes_the_place_of_the_one_before(loop, actor, prompt, tiny_model_dir):
+    packed = [make_random_adapter(tiny_model_dir, seed=seed) for seed in (41, 42, 43, 44)]
+
+    async def load_anew():
+        await actor.load_adapter(packed[0][0], 40)
+        long = Sampling(temperature=TEMPERATURE, max_tokens=150, ignore_end=True)
+        running = asyncio.create_task(actor.generate(prompt, 2, long, 40))
+        await asyncio.sleep(0.05)
+        for other, _ in packed[1:3]:
+            await actor.load_adapter(other, 40)
+        done = await running
+        await actor.load_adapter(packed[3][0], 40)
+        return done, await actor.generate(prompt, 2, SAMPLING, 40)
+
+    first, last = loop.run_until_complete(load_anew())
+    for completions, (_, model) in ((first, packed[0]), (last, packed[3])):
+        for completion in completions:
+            expected = reference_logprobs(model, prompt, completion)
+            np.testing.assert_allclose(completion.behaviour_logprobs, expected, atol=5e-4)
+    left = list(actor._engine._directory.path.glob("v*"))
+    assert len(left) == len(actor._engine.loaded) == 2
+
+
 CAP = HardCap(num_tokens=6, forced_token_ids=np.array([7, 8], dtype=np.int32), answer_tokens=4)
 
 
