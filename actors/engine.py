@@ -293,7 +293,7 @@ class Engine:
         if num_shared == 0:
             return
         vocabulary = self._llm.model_config.get_vocab_size()
-        prompt = np.random.default_rng(version).integers(0, vocabulary, num_tokens)
+        prompt = np.random.default_rng(0).integers(0, vocabulary, num_tokens)
         sampling = Sampling(temperature=0.0, max_tokens=1)
         await self.generate(prompt, 1, sampling, version=None)
         (reasoning,) = await self.generate(prompt, 1, sampling, version, start=num_tokens - 1)

@@ -8,6 +8,7 @@ import pytest
 
 from actors.engine import Engine, EngineLost, Sampling
 from configs.schema import EngineSection, ModelSection
+from orchestrator.probe import PROBE_VERSION
 from tests.deploy.exports import make_adapter
 
 pytestmark = pytest.mark.integration
@@ -43,7 +44,9 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
             seed=0,
         )
         try:
-            await engine.load_adapter(packed, 0)
+            # As the successor of an engine that is lost before the first step.
+            for version in (PROBE_VERSION, 0):
+                await engine.load_adapter(packed, version)
             core = find_core(before)
             core.suspend()
             in_flight = {name: asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
