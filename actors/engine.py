@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from actors import adapters, kv_sharing
+from actors.engine_log import read_cause
 from actors.features import WANTED, StateReader, Wanted
 from actors.owned_directory import OwnedDirectory
 from actors.types import AdapterRef
@@ -82,7 +83,8 @@ class Engine:
         """`num_adapters`: versions that can run at once; the engine keeps that many loaded. `deterministic`: one
         sequence at a time, since the last bits of a matrix product depend on the rows that are multiplied with it.
 
-        Raises RuntimeError when `model.masked_lora` is on and this vLLM cannot do it.
+        Raises RuntimeError when `model.masked_lora` is on and this vLLM cannot do it, and with the cause when vLLM's
+        own processes do not start.
         """
         _set_environment(config)
         from vllm import SamplingParams
@@ -102,36 +104,40 @@ class Engine:
             # vLLM loads its plugins when arguments are made; here the answer is wanted before that.
             kv_sharing.register()
             _require_masking(kv_sharing.find_unpatched())
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model_path,
-                # Prompts are tokenised and completions decoded outside, once each.
-                skip_tokenizer_init=True,
-                trust_remote_code=model.trust_remote_code,
-                load_format="safetensors",
-                dtype=model.dtype,
-                max_model_len=model.max_length_tokens,
-                tensor_parallel_size=max(1, config.num_gpus),
-                gpu_memory_utilization=config.gpu_memory_frac,
-                max_num_seqs=1 if deterministic else config.max_num_seqs,
-                # A seeded request whose prompt comes in chunks would end a CPU engine: its generator cannot go back.
-                enable_chunked_prefill=False if deterministic else None,
-                max_num_batched_tokens=config.max_batched_tokens or None,
-                block_size=cast(Any, config.block_tokens or (32 if on_cpu else None)),
-                num_gpu_blocks_override=config.num_kv_blocks or None,
-                enable_prefix_caching=True,
-                enable_lora=True,
-                max_lora_rank=cast(Any, config.max_lora_rank),
-                max_loras=num_adapters,
-                max_cpu_loras=num_adapters + 2,
-                # The learner recomputes logprobs at the sampling temperature; raw ones would not compare.
-                logprobs_mode="processed_logprobs",
-                enforce_eager=on_cpu,
-                seed=seed,
-                disable_log_stats=True,
-                worker_extension_cls="actors.features.WorkerExtension",
-            )
+        arguments = AsyncEngineArgs(
+            model=model_path,
+            # Prompts are tokenised and completions decoded outside, once each.
+            skip_tokenizer_init=True,
+            trust_remote_code=model.trust_remote_code,
+            load_format="safetensors",
+            dtype=model.dtype,
+            max_model_len=model.max_length_tokens,
+            tensor_parallel_size=max(1, config.num_gpus),
+            gpu_memory_utilization=config.gpu_memory_frac,
+            max_num_seqs=1 if deterministic else config.max_num_seqs,
+            # A seeded request whose prompt comes in chunks would end a CPU engine: its generator cannot go back.
+            enable_chunked_prefill=False if deterministic else None,
+            max_num_batched_tokens=config.max_batched_tokens or None,
+            block_size=cast(Any, config.block_tokens or (32 if on_cpu else None)),
+            num_gpu_blocks_override=config.num_kv_blocks or None,
+            enable_prefix_caching=True,
+            enable_lora=True,
+            max_lora_rank=cast(Any, config.max_lora_rank),
+            max_loras=num_adapters,
+            max_cpu_loras=num_adapters + 2,
+            # The learner recomputes logprobs at the sampling temperature; raw ones would not compare.
+            logprobs_mode="processed_logprobs",
+            enforce_eager=on_cpu,
+            seed=seed,
+            disable_log_stats=True,
+            worker_extension_cls="actors.features.WorkerExtension",
         )
+        try:
+            self._llm = AsyncLLM.from_engine_args(arguments)
+        except Exception as error:  # whatever it is, its cause is in the log
+            if cause := read_cause():
+                raise RuntimeError(f"vLLM's engine does not start: {cause}") from error
+            raise
         self._states = StateReader(
             lambda method, arguments: self._ask(self._llm.collective_rpc(method, args=arguments))
         )
@@ -258,7 +264,7 @@ class Engine:
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora_request):
                 final = output
         except self._dead_error as error:
-            raise EngineLost(f"vLLM's engine is dead: {error}") from error
+            raise EngineLost(f"vLLM's engine is dead: {read_cause() or error}") from error
         finally:
             if lora_request is not None:
                 self._num_running[lora_request.lora_int_id] -= 1
@@ -280,7 +286,9 @@ class Engine:
             await asyncio.wait([task], timeout=LOOK_EVERY_S)
             if self._llm.errored:
                 error = None if task.cancel() else task.exception()
-                raise EngineLost(f"vLLM's engine is dead: {error or 'it ended during a call'}") from error
+                raise EngineLost(
+                    f"vLLM's engine is dead: {read_cause() or error or 'it ended during a call'}"
+                ) from error
         return task.result()
 
     async def _prove_masking(self, version: int) -> None:

@@ -95,7 +95,7 @@ def check_machine(machine: Machine) -> Iterator[Check]:
     else:
         yield Check(name="/dev/shm", status="ok", found=f"{machine.shm_gib:.1f} GiB")
     if not machine.has_compiler:
-        advice = "install g++: Triton compiles small kernels at first use"
+        advice = "install g++: vLLM compiles small kernels at first use, by torch on CPUs and Triton on GPUs"
         yield Check(name="compiler", status="problem", found="no g++", advice=advice)
 
 

@@ -1,6 +1,7 @@
 """vLLM's own processes die: whatever the engine was being asked, and is asked then, says so."""
 
 import asyncio
+import os
 
 import numpy as np
 import psutil
@@ -63,3 +64,26 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
 
     found = asyncio.run(run())
     assert {name: error for name, error in found.items() if not isinstance(error, EngineLost)} == {}
+
+
+def test_an_engine_whose_process_does_not_start_says_why(tiny_model_dir, tmp_path):
+    async def start():
+        Engine(
+            model_path=str(tiny_model_dir),
+            stop_token_ids=(1,),
+            model=ModelSection(dtype="float32", max_length_tokens=256),
+            config=EngineSection(num_gpus=0, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=1, num_kv_blocks=2),
+            num_adapters=2,
+            seed=0,
+        )
+
+    # Where an actor's output goes, its processes' too: a file.
+    stdout = os.dup(1)
+    try:
+        with (tmp_path / "log").open("wb") as log:
+            os.dup2(log.fileno(), 1)
+        with pytest.raises(RuntimeError, match=r"vLLM's engine does not start: ValueError: .*256.*KV cache"):
+            asyncio.run(start())
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
