@@ -27,6 +27,7 @@ from configs.schema import EngineSection, ModelSection
 
 T = TypeVar("T")
 MEMORY = Path("/dev/shm")
+"""Where adapters are written, if it is there: they are read back at once and thrown away."""
 LOOK_EVERY_S = 1.0
 """Whether the engine's process lives, while it is waited for."""
 
@@ -141,11 +142,10 @@ class Engine:
         self._states = StateReader(
             lambda method, arguments: self._ask(self._llm.collective_rpc(method, args=arguments))
         )
-        # RAM-backed where there is one: adapters are read back at once and thrown away.
         self._directory = OwnedDirectory("terse-adapters-", MEMORY if os.access(MEMORY, os.W_OK) else None)
         self._num_adapters = num_adapters
         self._loaded: dict[int, tuple[AdapterRef, Any]] = {}
-        self._outdated: list[Any] = []
+        self._outdated: list[Any] = []  # to be dropped once no request runs on them
         self._num_running: Counter[int] = Counter()
         self._next_lora_id = 1
 

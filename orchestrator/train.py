@@ -93,8 +93,10 @@ def train(stage: Stage, start_adapter: bytes) -> None:
 
 
 def begin(stage: Stage, spec: StageSpec) -> StageState | None:
-    """Have the learner begin a stage, from its newest checkpoint that holds: where that stands. What was written after it
-    is forgotten, and events say so."""
+    """Have the learner begin a stage, from its newest checkpoint that holds; returns that one's state, None without one.
+
+    What was written after it is forgotten, and events say so.
+    """
     saved, damages = checkpoint.load_latest(stage.directory)
     for problem in damages:
         stage.event(Event.CHECKPOINT_SKIPPED, problem=problem)
