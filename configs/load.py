@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import checks
+from configs.errors import UserError
 from configs.schema import RunConfig
 
 COMMAND_LINE = "command line"
 Scalar = str | int | float | bool
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run, with everything that is wrong with it."""
 
     def __init__(self, problems: Sequence[str]):

@@ -140,3 +140,8 @@ def _parse_reference(reference_answer: str) -> list[Any]:
     if not parsed:
         raise ValueError(f"reference answer {reference_answer!r}: expected something that math-verify can parse")
     return parsed
+
+
+def check_reference(reference_answer: str) -> None:
+    """Raises ValueError when no completion could be right for this reference answer."""
+    _parse_reference(reference_answer)
