@@ -9,8 +9,9 @@ from deploy.voting import answer_key, vote
     ("text", "key"),
     [
         (r"<think>3+4=7</think>It is \boxed{1,024.0}.", "1024"),
-        (r"\boxed{\text{ Seven }}", "seven"),
-        (r"\boxed{\$7.50}", "7.5"),
+        (r"\boxed{\text{ Seven }}", "7"),
+        (r"\boxed{\$7.50}", "15/2"),
+        (r"\boxed{0.5}", "1/2"),
         ("so it is 7.", "7"),
         ("</think>83-4=79.", "79"),
         ("#### -0", "0"),

@@ -32,7 +32,7 @@ LETTERS = ("A", "B", "C", "D")
         ("<think>the answer is A</think>The answer is B.", "B"),
         ("<think>the answer is A", None),
         ("", None),
-        ("c", None),
+        ("c", "C"),
     ],
 )
 def test_a_letter_is_found_where_people_write_it(text, label):
