@@ -1,9 +1,16 @@
 """Takes rights away from this process for good: for one that handles text which nobody trusts.
 
-Linux on x86-64 and arm64, without privileges: a seccomp filter answers EPERM to the system calls that open files for
-writing, change names or attributes of files, make sockets, start or signal or trace processes, or change limits and
-namespaces. Everything else passes, so it forbids what is listed and is no sandbox against the kernel. Files that are
-open already stay usable, and threads can still be made.
+Linux on x86-64 and arm64, without privileges. Three layers, each as far as the kernel has it:
+
+- Capabilities are dropped, so that root is an ordinary user who owns root's files.
+- Landlock leaves reading below Python's own directories and those of `sys.path`; no other file can be opened.
+- A seccomp filter allows what Python needs to compute, to read files and to talk over what is open already, and answers EPERM to
+  every other system call: no file is opened for writing, no socket made, no process started, signalled or traced, no limit, owner
+  of a descriptor, priority or affinity changed.
+
+Not covered: files that are open already stay usable, threads can still be made, and processor time and memory are for the owner
+and for limits. Without Landlock (before Linux 5.13, or switched off) all files that the user may read can be read, those in
+`/proc` too.
 """
 
 import ctypes
@@ -19,40 +26,102 @@ _FIRST_X32_CALL = 0x40000000
 """x86-64 has a second set of numbers for the same calls."""
 
 # Numbers of the kernel's tables (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
-_DENIED_EVERYWHERE = {
-    *(424, 434, 438),  # pidfd_send_signal, pidfd_open, pidfd_getfd
-    *(425, 426, 427),  # io_uring_setup, _enter, _register: system calls by another way
-    *(428, 429, 430, 431, 432, 433, 442),  # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr
-    *(437, 452),  # openat2, fchmodat2
-}
-_DENIED = {
+_ALLOWED = {
     "x86_64": {
-        *(41, 42, 43, 49, 50, 53, 288),  # socket, connect, accept, bind, listen, socketpair, accept4
-        *(57, 58, 59, 322),  # fork, vfork, execve, execveat
-        *(62, 129, 200, 234, 297),  # kill, rt_sigqueueinfo, tkill, tgkill, rt_tgsigqueueinfo
-        *(101, 310, 311),  # ptrace, process_vm_readv, process_vm_writev
-        *(76, 77, 85, 285),  # truncate, ftruncate, creat, fallocate
-        *(82, 83, 84, 86, 87, 88),  # rename, mkdir, rmdir, link, unlink, symlink
-        *(258, 259, 263, 264, 265, 266, 316),  # mkdirat, mknodat, unlinkat, renameat, linkat, symlinkat, renameat2
-        *(90, 91, 92, 93, 94, 133, 260, 268),  # chmod, fchmod, chown, fchown, lchown, mknod, fchownat, fchmodat
-        *(132, 235, 261, 280),  # utime, utimes, futimesat, utimensat
-        *(188, 189, 190, 197, 198, 199),  # setxattr, l-, f-; removexattr, l-, f-
-        *(155, 161, 165, 166, 272, 308),  # pivot_root, chroot, mount, umount2, unshare, setns
-        *(160, 240, 248, 249, 250),  # setrlimit, mq_open, add_key, request_key, keyctl
-        *(298, 319, 321, 323),  # perf_event_open, memfd_create, bpf, userfaultfd
+        *(0, 1, 3, 8, 17, 19, 20, 32, 292),  # read, write, close, lseek, pread64, readv, writev, dup, dup3
+        *(
+            4,
+            5,
+            6,
+            21,
+            78,
+            79,
+            89,
+            217,
+            221,
+        ),  # stat, fstat, lstat, access, getdents, getcwd, readlink, getdents64, fadvise64
+        *(262, 267, 269, 332, 439),  # newfstatat, readlinkat, faccessat, statx, faccessat2
+        *(9, 10, 11, 12, 25, 28),  # mmap, mprotect, munmap, brk, mremap, madvise
+        *(13, 14, 15, 131, 36, 38),  # rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack, getitimer, setitimer
+        *(7, 23, 270, 271),  # poll, select, pselect6, ppoll
+        *(44, 45, 48, 51, 54, 55),  # sendto, recvfrom, shutdown, getsockname, setsockopt, getsockopt: of what is open
+        *(
+            24,
+            35,
+            96,
+            100,
+            201,
+            228,
+            229,
+            230,
+        ),  # sched_yield, nanosleep, gettimeofday, times, time, clock_gettime, _getres, _nanosleep
+        *(202, 218, 273, 324, 334),  # futex, set_tid_address, set_robust_list, membarrier, rseq
+        *(
+            39,
+            63,
+            97,
+            98,
+            99,
+            186,
+            204,
+            309,
+        ),  # getpid, uname, getrlimit, getrusage, sysinfo, gettid, sched_getaffinity, getcpu
+        *(102, 104, 107, 108, 110, 111),  # getuid, getgid, geteuid, getegid, getppid, getpgrp
+        *(60, 231, 318),  # exit, exit_group, getrandom
     },
     "aarch64": {
-        *(198, 199, 200, 201, 202, 203, 242),  # socket, socketpair, bind, listen, accept, connect, accept4
-        *(221, 281),  # execve, execveat
-        *(129, 130, 131, 138, 240),  # kill, tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo
-        *(117, 270, 271),  # ptrace, process_vm_readv, process_vm_writev
-        *(45, 46, 47),  # truncate, ftruncate, fallocate
-        *(33, 34, 35, 36, 37, 38, 276),  # mknodat, mkdirat, unlinkat, symlinkat, linkat, renameat, renameat2
-        *(52, 53, 54, 55, 88),  # fchmod, fchmodat, fchownat, fchown, utimensat
-        *(5, 6, 7, 14, 15, 16),  # setxattr, l-, f-; removexattr, l-, f-
-        *(39, 40, 41, 51, 97, 268),  # umount2, mount, pivot_root, chroot, unshare, setns
-        *(164, 180, 217, 218, 219),  # setrlimit, mq_open, add_key, request_key, keyctl
-        *(241, 279, 280, 282),  # perf_event_open, memfd_create, bpf, userfaultfd
+        *(57, 62, 63, 64, 65, 66, 67, 23, 24),  # close, lseek, read, write, readv, writev, pread64, dup, dup3
+        *(
+            17,
+            48,
+            61,
+            78,
+            79,
+            80,
+            223,
+            291,
+            439,
+        ),  # getcwd, faccessat, getdents64, readlinkat, newfstatat, fstat, fadvise64, statx, faccessat2
+        *(214, 215, 216, 222, 226, 233),  # brk, munmap, mremap, mmap, mprotect, madvise
+        *(
+            132,
+            134,
+            135,
+            139,
+            102,
+            103,
+        ),  # sigaltstack, rt_sigaction, rt_sigprocmask, rt_sigreturn, getitimer, setitimer
+        *(72, 73),  # pselect6, ppoll
+        *(
+            204,
+            206,
+            207,
+            208,
+            209,
+            210,
+        ),  # getsockname, sendto, recvfrom, setsockopt, getsockopt, shutdown: of what is open
+        *(
+            101,
+            113,
+            114,
+            115,
+            124,
+            153,
+            169,
+        ),  # nanosleep, clock_gettime, _getres, _nanosleep, sched_yield, times, gettimeofday
+        *(96, 98, 99, 283, 293),  # set_tid_address, futex, set_robust_list, membarrier, rseq
+        *(
+            123,
+            160,
+            163,
+            165,
+            168,
+            172,
+            178,
+            179,
+        ),  # sched_getaffinity, uname, getrlimit, getrusage, getcpu, getpid, gettid, sysinfo
+        *(173, 174, 175, 176, 177),  # getppid, getuid, geteuid, getgid, getegid
+        *(93, 94, 278),  # exit, exit_group, getrandom
     },
 }
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -61,12 +130,32 @@ _CLONE3 = 435
 _OPENAT = {"x86_64": 257, "aarch64": 56}
 _OPEN = {"x86_64": 2}
 _PRLIMIT = {"x86_64": 302, "aarch64": 261}
+_FCNTL, _IOCTL = {"x86_64": 72, "aarch64": 25}, {"x86_64": 16, "aarch64": 29}
+_FCNTL_COMMANDS = (0, 1, 2, 3, 1030)
+"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; never an owner or a signal of a descriptor."""
+_IOCTL_REQUESTS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+"""TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX"""
 
 # Classic BPF: load a word, jump on a comparison (targets are relative), return a verdict.
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER_OFFSET, _ARCH_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _CAPABILITY_VERSION_3 = 24, 47, 4, 0x20080522
+_LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT, _LANDLOCK_PATH_BENEATH = 444, 445, 446, 1
+_LANDLOCK_ALL = 0x1FFF
+"""Every right of the first version: execute, write, read, and all changes of a directory."""
+_LANDLOCK_READ_FILE, _LANDLOCK_READ = 0x4, 0x4 | 0x8
+_SYSTEM_DIRECTORIES = (
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/share/zoneinfo",
+    "/etc/ld.so.cache",
+)
+"""Libraries that Python's modules are linked to."""
 
 Instruction = tuple[int, int, int, int]
 """Operation, jump if true, jump if false, operand."""
@@ -77,22 +166,56 @@ class _Program(ctypes.Structure):
 
 
 def confine() -> str:
-    """Install the filter; it cannot be taken off again. Returns why it could not be installed, empty when it was.
+    """Install all layers; they cannot be taken off again. Returns what could not be installed, empty when all was.
 
     For a process of one thread: other threads would stay as they are.
     """
     machine = platform.machine()
-    if sys.platform != "linux" or machine not in _DENIED:
+    if sys.platform != "linux" or machine not in _ALLOWED:
         return f"no filter for {sys.platform} on {machine}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    missing = [_drop_capabilities(libc)]
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        return f"the kernel refuses no_new_privs: {os.strerror(ctypes.get_errno())}"
+    _restrict_reading(libc)
     instructions = make_filter(machine)
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
     program = _Program(len(instructions), code)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
-        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
-    ):
-        return f"the kernel refuses the filter: {os.strerror(ctypes.get_errno())}"
+    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
+        missing.append(f"the kernel refuses the filter: {os.strerror(ctypes.get_errno())}")
+    return "; ".join(filter(None, missing))
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> str:
+    """All of them, from every set. Returns why that failed, empty when it did not."""
+    for capability in range(64):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # only root can, and only root has any
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    if libc.capset(header, nothing):
+        return f"capabilities cannot be dropped: {os.strerror(ctypes.get_errno())}"
     return ""
+
+
+def _restrict_reading(libc: ctypes.CDLL) -> None:
+    """Landlock: files can be read below Python's directories and those of `sys.path` alone. Nothing where the kernel lacks it."""
+    attributes = ctypes.c_uint64(_LANDLOCK_ALL)
+    ruleset = libc.syscall(_LANDLOCK_CREATE, ctypes.byref(attributes), ctypes.sizeof(attributes), 0)
+    if ruleset < 0:
+        return
+    directories = {sys.prefix, sys.base_prefix, *_SYSTEM_DIRECTORIES, *(path or os.getcwd() for path in sys.path)}
+    for directory in sorted(directories):
+        try:
+            descriptor = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # an entry of sys.path that is not there
+            continue
+        allowed = _LANDLOCK_READ if os.path.isdir(directory) else _LANDLOCK_READ_FILE
+        rule = struct.pack("=Qi", allowed, descriptor)
+        libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+        os.close(descriptor)
+    libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0)
+    os.close(ruleset)
 
 
 def make_filter(machine: str) -> list[Instruction]:
@@ -107,29 +230,36 @@ def make_filter(machine: str) -> list[Instruction]:
         (_JUMP_AT_LEAST, 0, 1, _FIRST_X32_CALL),
         deny,
     ]
-    for number in sorted(_DENIED[machine] | _DENIED_EVERYWHERE):
-        program += [(_JUMP_EQUAL, 0, 1, number), deny]
+    for number in sorted(_ALLOWED[machine]):
+        program += [(_JUMP_EQUAL, 0, 1, number), allow]
     # The C library falls back to clone, whose flags a filter can read.
     program += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    writing = (_JUMP_ANY_BIT, 0, 1, _WRITING)
+    writing = [(_JUMP_ANY_BIT, 0, 1, _WRITING)]
     program += _judge_argument(_OPENAT[machine], 2, writing)
     if machine in _OPEN:
         program += _judge_argument(_OPEN[machine], 1, writing)
-    program += _judge_argument(_CLONE[machine], 0, (_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD))
+    program += _judge_argument(_CLONE[machine], 0, [(_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD)])
     # Asking for a limit passes no new one.
-    program += _judge_argument(_PRLIMIT[machine], 2, (_JUMP_EQUAL, 1, 0, 0))
-    return [*program, allow]
+    program += _judge_argument(_PRLIMIT[machine], 2, [(_JUMP_EQUAL, 1, 0, 0)])
+    program += _judge_argument(_FCNTL[machine], 1, _one_of(_FCNTL_COMMANDS))
+    program += _judge_argument(_IOCTL[machine], 1, _one_of(_IOCTL_REQUESTS))
+    return [*program, deny]
 
 
-def _judge_argument(number: int, argument: int, jump: Instruction) -> list[Instruction]:
-    """For one system call: refuse where `jump` goes to the next instruction, allow where it skips it.
+def _one_of(values: tuple[int, ...]) -> list[Instruction]:
+    """Jumps that skip the instruction behind them for any of the values."""
+    return [(_JUMP_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
+
+
+def _judge_argument(number: int, argument: int, jumps: list[Instruction]) -> list[Instruction]:
+    """For one system call: refuse where `jumps` go to the next instruction, allow where they skip it.
 
     Judges the lower half of the argument (both machines store it first).
     """
     return [
-        (_JUMP_EQUAL, 0, 4, number),
+        (_JUMP_EQUAL, 0, 3 + len(jumps), number),
         (_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * argument),
-        jump,
+        *jumps,
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
     ]

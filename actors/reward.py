@@ -7,7 +7,6 @@ from actors.scoring_process import ANSWER_VERIFIER, Scorer
 from actors.types import Completion, Prompt, Rollout, Task
 from configs.schema import RewardSection
 from rewards.base import AnswerVerdict, Outcome, RewardResult
-from rewards.label_answer import verify_label
 from rewards.length import LengthInputs, LengthState, score_group
 from rewards.length_state import NO_MEMORY
 
@@ -88,13 +87,8 @@ class RewardActor:
 
 
 def judge_answers(scorer: Scorer, texts: Sequence[str], task: Task) -> list[AnswerVerdict]:
-    """One verdict per completion. Labels are found by a pattern, in this process; only mathematics can hang or crash.
-
-    Raises ValueError for a reference answer that is none.
-    """
-    if task.labels:
-        return [verify_label(text, task.reference_answer, task.labels) for text in texts]
-    return scorer.verify(texts, task.reference_answer)
+    """One verdict per completion. Raises ValueError for a reference answer that is none."""
+    return scorer.verify(texts, task.reference_answer, task.labels)
 
 
 def _boxed(answer: str) -> str:

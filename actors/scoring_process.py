@@ -12,8 +12,8 @@ more than its verifier.
 
 Covered: hangs in Python and in C, runaway memory, crashes, an owner that is killed (the kernel ends a child
 that outlives its deadline; an idle one reads end-of-file). A text that takes over the Python process gets no network,
-writes no files and starts or signals no processes (`actors.confinement`), where the platform allows that; its group's
-texts and reference answer are open to it, and so are all files that the user may read.
+writes no files, starts or signals no processes and reads Python's own files alone (`actors.confinement`), where the platform
+allows that; it finds no tokens or keys in its environment. Its group's texts and reference answer are open to it.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -34,6 +35,7 @@ from typing import Any
 
 from actors.confinement import confine
 from rewards.base import AnswerVerdict, Outcome
+from rewards.label_answer import verify_label
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,12 @@ START_TIMEOUT_S = 120.0
 OWNER_GONE_GRACE_S = 5.0
 """A child this long past a deadline has no owner left to kill it."""
 STDERR_TAIL_BYTES = 4000
+MAX_ANSWER_CHARS = 500
+"""Of an answer that a verdict brings back."""
+ENVIRONMENT = re.compile(
+    r"PATH|LANG|LC_\w+|TZ|PYTHON(?:HASHSEED|UTF8|IOENCODING|DONTWRITEBYTECODE)|(?:OMP|MKL|OPENBLAS)_\w+|LD_LIBRARY_PATH"
+)
+"""Variables that the child gets; never what may hold a token or a key."""
 
 
 class Scorer:
@@ -80,8 +88,10 @@ class Scorer:
             self._replace()
         return self._at_work.pid
 
-    def verify(self, texts: Sequence[str], reference_answer: str) -> list[AnswerVerdict]:
+    def verify(self, texts: Sequence[str], reference_answer: str, labels: Sequence[str] = ()) -> list[AnswerVerdict]:
         """One verdict per text, in order; TIMEOUT or CRASHED where there was none to be had.
+
+        With `labels` the answer is one of them (`rewards.label_answer`), whatever the verifier is.
 
         Each text has `deadline_s` from the verdict before it. Raises ValueError when the verifier refuses the
         reference answer, RuntimeError when no process can be started.
@@ -89,7 +99,7 @@ class Scorer:
         self.ensure_ready()
         verdicts: list[AnswerVerdict] = []
         while len(verdicts) < len(texts):
-            failure = self._verify_until_failure(texts[len(verdicts) :], reference_answer, verdicts)
+            failure = self._verify_until_failure(texts[len(verdicts) :], reference_answer, labels, verdicts)
             if failure is not None:
                 verdicts.append(AnswerVerdict(outcome=failure, answer=""))
                 self._replace()
@@ -100,11 +110,12 @@ class Scorer:
         self._spare.kill()
 
     def _verify_until_failure(
-        self, texts: Sequence[str], reference_answer: str, verdicts: list[AnswerVerdict]
+        self, texts: Sequence[str], reference_answer: str, labels: Sequence[str], verdicts: list[AnswerVerdict]
     ) -> Outcome | None:
         """Appends verdicts until all are there (None) or the next one will not come (why)."""
         try:
-            self._at_work.send({"texts": list(texts), "reference_answer": reference_answer}, self._deadline_s)
+            request = {"texts": list(texts), "reference_answer": reference_answer, "labels": list(labels)}
+            self._at_work.send(request, self._deadline_s)
             for _ in texts:
                 reply = self._at_work.receive(self._deadline_s)
                 if "error" in reply:
@@ -147,7 +158,7 @@ class _Process:
                 stderr=self._stderr,
                 pass_fds=(child_socket.fileno(),),
                 # The child imports what this process would, which Ray's runtime environment may have extended.
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                env=clean_environment() | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 # Ctrl-C in a terminal is for the owner, who then closes the child.
                 start_new_session=True,
             )
@@ -212,6 +223,11 @@ class _Process:
         return self._stderr.read().decode(errors="replace").strip() or "(nothing)"
 
 
+def clean_environment() -> dict[str, str]:
+    """What of this process's environment the child needs."""
+    return {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
+
+
 def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconfined: str) -> None:
     """The child's loop: say that it is ready, and why it is not confined, then answer until the owner closes its end."""
     with connection, connection.makefile("rb") as requests:
@@ -222,12 +238,18 @@ def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconf
                 # SIGALRM, left at its default action, ends the process even inside C code.
                 signal.setitimer(signal.ITIMER_REAL, deadline_s + OWNER_GONE_GRACE_S)
                 try:
-                    verdict = verify(text, request["reference_answer"])
+                    verdict = judge(verify, text, request["reference_answer"], request["labels"])
                 except ValueError as error:
                     _send_line(connection, {"error": str(error)})
                     break  # the rest has the same reference answer
                 _send_line(connection, dataclasses.asdict(verdict))
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def judge(verify: Verifier, text: str, reference_answer: str, labels: Sequence[str]) -> AnswerVerdict:
+    """One verdict, its answer cut at `MAX_ANSWER_CHARS`. Raises ValueError for a bad reference answer."""
+    verdict = verify_label(text, reference_answer, labels) if labels else verify(text, reference_answer)
+    return dataclasses.replace(verdict, answer=verdict.answer[:MAX_ANSWER_CHARS])
 
 
 def _send_line(connection: socket.socket, message: dict[str, Any]) -> None:

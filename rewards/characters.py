@@ -102,4 +102,4 @@ def _plain(char: str) -> str:
         return str(unicodedata.digit(char))
     if category == "Cf":  # zero width, direction, joining
         return ""
-    return " " if category == "Zs" else char
+    return {"Zs": " ", "Zl": "\n", "Zp": "\n"}.get(category, char)

@@ -35,10 +35,30 @@ ATTEMPTS = {
     "signal itself": "os.kill(os.getpid(), 9)",
     "raise a limit": "__import__('resource').setrlimit(__import__('resource').RLIMIT_CORE, (0, 0))",
 }
+ATTEMPTS |= {
+    "have a pipe kill another process": "r, w = pipe; fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+    "have a pipe send a signal": "fcntl.fcntl(pipe[0], 10, 9)",
+    "have a pipe send signals at all": "fcntl.fcntl(pipe[0], fcntl.F_SETFL, os.O_ASYNC)",
+    "take a descriptor by its number": "libc('open_by_handle_at', -1, None, os.O_WRONLY)",
+    "account processes to a file": "libc('acct', (where + '/old').encode())",
+    "slow the parent down": "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "move the parent to a core": "os.sched_setaffinity(os.getppid(), {0})",
+    "mount": "libc('mount', b'none', b'/mnt', b'tmpfs', 0, None)",
+    "change its user": "os.setuid(12345)",
+    "trace the parent": "libc('ptrace', 16, os.getppid(), None, None)",
+    "set the clock": "__import__('time').clock_settime(0, 0)",
+    "make a memory file": "os.memfd_create('x')",
+    "change its root": "os.chroot(where)",
+    "use an unknown call": "libc('syscall', 9999)",
+}
 ALLOWED = ("read a file", "import a module", "make a thread", "use an open socket", "ask for a limit")
 SCRIPT = """
-import json, os, socket, subprocess, sys
+import ctypes, fcntl, json, os, socket, subprocess, sys
 from actors.confinement import confine
+def libc(name, *arguments):
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+pipe = os.pipe()
 where, attempts = sys.argv[1], json.loads(sys.argv[2])
 left, right = socket.socketpair()
 reason = confine()
@@ -145,6 +165,27 @@ def test_no_jump_leads_out_of_the_filter():
         assert program[-1][0] == 0x06
 
 
+LANDLOCK_SCRIPT = """
+import ctypes, os, sys
+from actors.confinement import confine
+has_landlock = ctypes.CDLL(None, use_errno=True).syscall(444, None, 0, 1) > 0
+confine()
+for path in (sys.argv[1], f"/proc/{os.getppid()}/environ"):
+    try:
+        open(path).read()
+    except PermissionError:
+        continue
+    assert not has_landlock, path
+"""
+
+
+def test_what_lies_outside_pythons_directories_cannot_be_read_where_landlock_is(tmp_path):
+    (tmp_path / "secret").write_text("key")
+    command = [sys.executable, "-c", LANDLOCK_SCRIPT, str(tmp_path / "secret")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_scoring_processes_are_confined(caplog):
     from actors.scoring_process import Scorer
 
@@ -155,3 +196,5 @@ def test_scoring_processes_are_confined(caplog):
         scorer.close()
     # 2: a filter
     assert "Seccomp:\t2" in status or "keep the rights" in caplog.text
+    for kind in ("Inh", "Prm", "Eff", "Amb"):
+        assert f"Cap{kind}:\t{0:016x}" in status or "keep the rights" in caplog.text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from actors.reward import RewardActor
-from actors.scoring_process import OWNER_GONE_GRACE_S, Scorer
+from actors.scoring_process import MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Scorer
 from actors.types import Completion, Prompt, Task
 from configs.schema import RewardSection
 from rewards.base import Outcome
@@ -219,10 +219,10 @@ def test_closing_ends_both_processes():
 
 def test_no_process_outlives_an_owner_that_is_killed_while_a_completion_hangs():
     script = (
-        "from actors.scoring_process import Scorer\n"
+        "from actors.scoring_process import MAX_ANSWER_CHARS, Scorer\n"
         f"scorer = Scorer({DEADLINE_S}, {HOSTILE!r})\n"
         "scorer._spare.wait_ready()\n"
-        "scorer._at_work.send({'texts': ['HANG IN C'], 'reference_answer': '83'}, 1.0)\n"
+        "scorer._at_work.send({'texts': ['HANG IN C'], 'reference_answer': '83', 'labels': []}, 1.0)\n"
         "print(scorer._at_work.pid, scorer._spare.pid, flush=True)\n"
         "scorer._at_work.receive(3600.0)\n"
     )
@@ -270,3 +270,26 @@ def test_answers_are_grouped_by_value_and_not_by_text(actor):
 
 def test_a_comparison_that_hangs_is_not_equal(actor):
     assert actor.group_answers([["2", "9^{9^{9^9}}", "2.0"]]) == [(0, 1, 0)]
+
+
+def test_labels_are_judged_in_the_scoring_process(hostile_scorer):
+    texts = ["The answer is" + " " * 16_000 + "z", "The answer is B.", "SLEEP"]
+    found = hostile_scorer.verify(texts, "B", ("A", "B"))
+    assert [verdict.outcome for verdict in found] == [Outcome.UNPARSABLE, Outcome.CORRECT, Outcome.UNPARSABLE]
+    with pytest.raises(ValueError, match="expected one of A, B, found 'C'"):
+        hostile_scorer.verify(["A"], "C", ("A", "B"))
+
+
+def test_the_scoring_process_sees_no_keys_and_sends_no_long_answers(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "abcdefgh")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    scorer = Scorer(DEADLINE_S)
+    try:
+        environment = Path(f"/proc/{scorer.ensure_ready()}/environ").read_bytes().split(b"\0")
+        assert scorer.verify(["\\boxed{" + "8" * 5_000 + "}"], "83")[0].answer == "8" * MAX_ANSWER_CHARS
+    finally:
+        scorer.close()
+    names = {entry.partition(b"=")[0] for entry in environment if entry}
+    assert b"LC_ALL" in names
+    assert b"MY_API_KEY" not in names
+    assert b"HOME" not in names
