@@ -3,12 +3,15 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from configs.errors import UserError
+from orchestrator.failures import end_like_an_interrupt, first_line, never_fail_on_characters, write_traceback
 from orchestrator.masking import MaskingFormatter, masked
 
 if TYPE_CHECKING:
@@ -56,12 +59,14 @@ CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    never_fail_on_characters()
     arguments = make_parser().parse_args(argv)
     set_up_logging(arguments.verbose)
     if arguments.command == "device":
         from deploy.device import run_device
 
         return run_device(arguments)
+    end_like_an_interrupt()
     # The device alone has no omegaconf.
     from configs.load import ConfigError
 
@@ -73,10 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last saved step", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `terse report … | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
+        return OK
+    except UserError as error:
+        print(masked(f"terse {arguments.command}: {first_line(error)}"), file=sys.stderr)
+        return BAD_USAGE
     except Exception as error:
-        # The cause stands last: it is what `ray job logs` and a terminal show.
-        print(masked(traceback.format_exc()), file=sys.stderr, end="")
-        print(masked(f"terse {arguments.command} failed: {error}"), file=sys.stderr)
+        path = write_traceback(error, sys.argv[1:] if argv is None else argv, find_run_dir(arguments))
+        if path is None:
+            print(masked(traceback.format_exc()), file=sys.stderr, end="")
+        where = f" (traceback: {path})" if path else ""
+        print(masked(f"terse {arguments.command} failed: {first_line(error)}{where}"), file=sys.stderr)
         return FAILED
     if arguments.json:
         print(json.dumps(result))
@@ -84,6 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"terse sweep: {len(unfinished)} trial(s) failed: {', '.join(unfinished)}", file=sys.stderr)
         return FAILED
     return OK if result.get("ok", True) else FAILED
+
+
+def find_run_dir(arguments: argparse.Namespace) -> Path | None:
+    """Where the command keeps its files, as far as its arguments say."""
+    if arguments.command == "report":
+        return arguments.run_dir
+    if arguments.command not in CONFIGURED or not arguments.config:
+        return None
+    from configs.load import ConfigError, load_config
+
+    try:
+        return load_config(arguments.config, arguments.overrides).run_dir
+    except ConfigError:  # the lists of a sweep, say
+        return None
 
 
 def make_parser() -> argparse.ArgumentParser:

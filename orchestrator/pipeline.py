@@ -16,6 +16,7 @@ from actors.heads import HEADS_FILE
 from actors.learner_group import LearnerLost
 from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
+from configs.errors import UserError
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
@@ -61,7 +62,7 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
     Raises ConfigError when the run directory, or its copy at `run.mirror`, holds another configuration.
     """
     mirror = Mirror(config)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(config)
     with run_files.sole_writer(config.run_dir):
         mirror.fetch()
         claim_run_dir(config)
@@ -72,6 +73,17 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
             raise
         mirror.push()
         return report
+
+
+def make_run_dir(config: RunConfig) -> None:
+    """Raises UserError naming `run.dir` when it cannot be made or written to."""
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / run_files.LOCK_FILE).open("a").close()
+    except OSError as error:
+        raise UserError(
+            f"run.dir: expected a directory that can be written to, found {config.run_dir} ({error.strerror})"
+        ) from error
 
 
 def run_missing(config: RunConfig, stages: Sequence[str], mirror: Mirror) -> Path:
@@ -140,10 +152,12 @@ def run_stage(stage: Stage) -> None:
 
 def export_only(config: RunConfig, force: bool, stage: str = "rl") -> Path:
     """The export of a run that is trained as far as `stage`, in place of one that is there when `force`."""
-    claim_run_dir(config)
-    with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
-        build_report(config.run_dir)
-        return run_export(config, parent, force, stage)
+    make_run_dir(config)
+    with run_files.sole_writer(config.run_dir):
+        claim_run_dir(config)
+        with start_tracker(config, "pipeline", config.tracking.parent_run_id or None) as parent:
+            build_report(config.run_dir)
+            return run_export(config, parent, force, stage)
 
 
 def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: str = "rl") -> Path:
@@ -256,12 +270,12 @@ def is_done(config: RunConfig, stage: str) -> bool:
 
 
 def require_adapter(config: RunConfig, stage: str) -> bytes:
-    """The final adapter of a stage; FileNotFoundError that says how to make it when it is not there."""
+    """The final adapter of a stage; UserError that says how to make it when it is not there."""
     packed = find_adapter(config, stage)
     if packed is None:
         num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
         command = "sft" if stage == "sft" else "train"
-        raise FileNotFoundError(
+        raise UserError(
             f"{config.run_dir / stage}: expected the adapter of step {num_steps}, found none; run `terse {command}` first"
         )
     return packed

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from actors.types import EvaluationRecord
+from configs.errors import UserError
 from orchestrator import events, figures, run_files, scaling_report
 from orchestrator.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
 from orchestrator.tracking import git_commit, library_versions
@@ -21,10 +22,10 @@ PARTS = ("rollout", "update", "publish")
 def build_report(run_dir: Path) -> Path:
     """Write everything; returns the path of `report.html`. Parts that were not run are left out.
 
-    Raises FileNotFoundError for a directory that is no run, ValueError naming file and line for a damaged file.
+    Raises UserError for a directory that is no run, ValueError naming file and line for a damaged file.
     """
     if not (run_dir / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run_dir}: expected a run directory with config.yaml, found none")
+        raise UserError(f"{run_dir}: expected a run directory with config.yaml, found none")
     records = {policy: found for policy in POLICIES if (found := run_files.read_records(run_dir, policy))}
     capped = {policy: caps for policy in records if (caps := run_files.read_capped_records(run_dir, policy))}
     metrics = run_files.read_metrics(run_dir)

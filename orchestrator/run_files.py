@@ -26,6 +26,7 @@ from typing import Any
 
 from actors import files
 from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
+from configs.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 LEDGER_FILE = "ledger.jsonl"
@@ -189,13 +190,13 @@ def drop_cut_line(path: Path) -> None:
 def sole_writer(run_dir: Path) -> Iterator[None]:
     """One process at a time in a run directory: two would take its steps twice. The lock goes with the process.
 
-    Raises RuntimeError when another process has it.
+    Raises UserError when another process has it.
     """
     with (run_dir / LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(
+            raise UserError(
                 f"{run_dir}: another process is running in this directory; wait for it, or end it"
             ) from error
         yield

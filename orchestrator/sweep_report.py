@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.types import EvaluationRecord
+from configs.errors import UserError
 from orchestrator import run_files, sweep_figures
 from orchestrator.metrics import Summary, length_reduction, summarise
 from orchestrator.report import render
@@ -37,7 +38,7 @@ class TrialResult:
 def build_sweep_report(directory: Path) -> Path:
     """Write `report.html`, `report.md`, `summary.json` and the figures; returns the path of `report.html`.
 
-    Raises FileNotFoundError for a directory that holds no sweep, ValueError for a damaged `sweep.json`.
+    Raises UserError for a directory that holds no sweep, ValueError for a damaged `sweep.json`.
     """
     sweep = read_sweep(directory)
     results = [found for name, trial in sweep["trials"].items() if (found := read_trial(directory, name, trial))]
@@ -63,7 +64,7 @@ def build_sweep_report(directory: Path) -> Path:
 def read_sweep(directory: Path) -> dict[str, Any]:
     path = directory / "sweep.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{directory}: expected a sweep's directory with sweep.json, found none")
+        raise UserError(f"{directory}: expected a sweep's directory with sweep.json, found none")
     try:
         sweep = json.loads(path.read_text())
         return {"axes": dict(sweep["axes"]), "trials": dict(sweep["trials"])}

@@ -14,6 +14,7 @@ they are signals, which work in a main thread only and not while C code runs. Al
 
 import math
 import re
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -22,9 +23,10 @@ from math_verify import parse, verify
 
 from rewards import structure
 from rewards.answer_text import Extracted, extract
-from rewards.base import AnswerVerdict, Outcome
+from rewards.base import THINK_CLOSE, AnswerVerdict, Outcome
 from rewards.normal_form import normal_form
 from rewards.quantity import (
+    DOUBLE_DIGITS,
     PLAIN,
     agree,
     equal_clocks,
@@ -43,6 +45,7 @@ THE_SAME = 1e-12
 """Numbers that differ by no more are equal, whatever they are written as."""
 MAX_EXPRESSION_CHARS = 400
 """Longer ones are not given to math-verify: they are right when they are the reference, to the letter."""
+_INTEGER = re.compile(rf"[+-]?[0-9]{{1,{DOUBLE_DIGITS - 1}}}")
 _NO_ANSWERS = frozenset(("nan", "none", "null", "na", "n/a", "tbd", "unknown", "missing"))
 """What stands for a value that is not there."""
 
@@ -55,6 +58,11 @@ def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
     math-verify itself has it. Raises ValueError for a reference answer that cannot be parsed.
     """
     reference = _read_reference(reference_answer)
+    number = text.rpartition(THINK_CLOSE)[2].strip()
+    if _INTEGER.fullmatch(number) and _INTEGER.fullmatch(reference):
+        # Most completions of a numeric task end here. Decimals are read and compared in linear time, unlike integers.
+        outcome = Outcome.CORRECT if Decimal(number) == Decimal(reference) else Outcome.WRONG
+        return AnswerVerdict(outcome=outcome, answer=number)
     extracted = extract(text)
     if extracted is None:
         return AnswerVerdict(outcome=Outcome.UNPARSABLE, answer="")

@@ -1,10 +1,11 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from orchestrator.__main__ import BAD_USAGE, COMMANDS, OK, main
+from orchestrator.__main__ import BAD_USAGE, COMMANDS, FAILED, OK, main
 
 
 def test_every_command_has_help_with_an_example(capsys):
@@ -67,3 +68,40 @@ def test_an_unknown_command_exits_with_2():
     done = subprocess.run([sys.executable, "-m", "orchestrator", "fly"], capture_output=True, text=True, check=False)
     assert done.returncode == BAD_USAGE
     assert "fly" in done.stderr
+
+
+def test_a_mistake_of_a_person_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        (["report", str(tmp_path / "nope")], "expected a run directory with config.yaml"),
+        (["run", "--config", "quickstart", f"run.dir={tmp_path}/file"], "run.dir: expected a directory"),
+        (["export", "--config", "quickstart", f"run.dir={tmp_path}/file"], "run.dir: expected a directory"),
+    ):
+        assert main(arguments) == BAD_USAGE
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1
+        assert words in errors[0]
+
+
+def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(capsys, tmp_path, monkeypatch):
+    def fail(directory):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("orchestrator.__main__.report_again", fail)
+    assert main(["report", str(tmp_path)]) == FAILED
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == f"terse report failed: 'a bug' (traceback: {tmp_path / 'errors.log'})"
+    assert "KeyError: 'a bug'" in (tmp_path / "errors.log").read_text()
+
+
+def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path):
+    missing = str(tmp_path / "nø")
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "report", missing],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == BAD_USAGE
+    assert "n\\xf8: expected a run directory" in done.stderr

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from actors import files
+from configs.errors import UserError
 from orchestrator import checkpoint, ledger, run_files
 from orchestrator.checkpoint import KeepRule
 from orchestrator.rollout_pool import TaskCursor
@@ -99,7 +100,7 @@ def test_a_killed_driver_goes_on_to_the_same_files(tmp_path, first):
 def test_two_processes_do_not_share_a_run_directory(tmp_path):
     with (
         run_files.sole_writer(tmp_path),
-        pytest.raises(RuntimeError, match="another process is running in this directory"),
+        pytest.raises(UserError, match="another process is running in this directory"),
         run_files.sole_writer(tmp_path),
     ):
         pass

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from configs.errors import UserError
 from configs.load import dump_config, load_config
 from orchestrator import events, run_files
 from orchestrator.events import Event
@@ -80,7 +81,7 @@ def test_parts_that_were_not_run_are_left_out(run_dir):
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a run directory with config\.yaml"):
+    with pytest.raises(UserError, match=r"expected a run directory with config\.yaml"):
         build_report(tmp_path)
 
 

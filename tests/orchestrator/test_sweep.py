@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from configs.errors import UserError
 from configs.load import ConfigError, load_config, split_axes
 from orchestrator import run_files, sweep
 from orchestrator.sweep import Trial, make_trials, num_that_fit, run_trials, touches_sft, trial_name
@@ -173,7 +174,7 @@ def test_the_report_names_the_best_trial_and_why_others_failed(sweep_dir):
 
 
 def test_a_directory_without_sweep_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a sweep's directory with sweep\.json"):
+    with pytest.raises(UserError, match=r"expected a sweep's directory with sweep\.json"):
         build_sweep_report(tmp_path)
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match=r"sweep\.json: expected axes and trials"):
