@@ -15,7 +15,7 @@ from typing import Any
 from configs.data_schema import ARITHMETIC, SftSource, TaskSource
 from configs.export_checks import int4_problems
 from configs.heads_checks import heads_problems
-from configs.models import context_tokens, directory_problem, is_local_model, looks_like_path
+from configs.models import DATA_FORMATS, context_tokens, data_format, directory_problem, is_local_data, is_local_model
 from configs.protocols import protocol_problems
 from configs.reward_checks import reward_problems
 from configs.rules import expected
@@ -23,7 +23,6 @@ from configs.schema import EMBEDDED_MODEL, RunConfig
 from configs.value_rules import LIST_RULES, RULES
 
 MIN_PROMPT_TOKENS = 16
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 FETCHABLE_MODELS = ("smollm2-135m",)
 """What `terse fetch-model` can make."""
 URL_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
@@ -112,8 +111,8 @@ def field_names(template: str) -> list[str]:
     """Fields of a `str.format` template. Raises ValueError when it is malformed or has fields without a name."""
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     for name in names:
-        if not name.isidentifier():
-            raise ValueError(f"fields must be plain names, found {{{name}}}")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"fields must be plain names, or names with dots for nested ones, found {{{name}}}")
     return names
 
 
@@ -242,11 +241,12 @@ def _source_problems(prefix: str, source: TaskSource | SftSource) -> Iterator[st
     elif name == ARITHMETIC:
         if source.preset != "none":
             yield expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
-    elif looks_like_path(name):
-        if not name.endswith(DATA_SUFFIXES):
-            yield expected(f"{prefix}.source", f"a file that ends in {', '.join(DATA_SUFFIXES)}", name)
-        elif not Path(name).expanduser().is_file():
-            yield f"{prefix}.source: expected a local file, found no file {name}"
+    elif is_local_data(name) and not any(sign in name for sign in "*?["):
+        path = Path(name).expanduser()
+        if not path.exists():
+            yield f"{prefix}.source: expected a local file or directory, found no file {name}"
+        elif path.is_file() and not data_format(name):
+            yield expected(f"{prefix}.source", f"a file that ends in {', '.join(DATA_FORMATS)}", name)
     if not source.split.strip():
         yield expected(f"{prefix}.split", "a split such as train or test[:100]", source.split)
 

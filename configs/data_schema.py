@@ -11,7 +11,8 @@ class TaskSource:
     """Where tasks come from: the built-in generator, a hub dataset or a local file."""
 
     source: str = ARITHMETIC
-    """`arithmetic`, a path to a .json, .jsonl or .parquet file, or a Hugging Face dataset name."""
+    """`arithmetic`, a local file (.json, .jsonl, .ndjson, also with .gz, .parquet, .csv, .tsv), a directory or a pattern of
+    such files, or a Hugging Face dataset name. Fields of rows may be nested: `reward_model.ground_truth`."""
     preset: Literal["none", "gsm8k", "math500", "svamp", "addsub", "aime", "amc", "mmlu", "gpqa", "strategyqa"] = "none"
     """Fills the fields below that are left at their defaults."""
     subset: str = ""
@@ -19,7 +20,8 @@ class TaskSource:
     rows_field: str = ""
     """Of a .json file that holds one object: the field with the rows."""
     question_template: str = "{question}"
-    """Of row fields, e.g. `{Body} {Question}`; `{choices}` is the lettered list of a multiple choice."""
+    """Of row fields, e.g. `{Body} {Question}`; `{choices}` is the lettered list of a multiple choice. A single field that
+    holds a list of turns gives the task's messages as they are."""
     choice_fields: tuple[str, ...] = ()
     """Multiple choice: one field with a list of the choices, or a field for each, the right one first (they are put in
     a seeded order). The answer is a letter."""

@@ -7,10 +7,26 @@ from typing import Any
 
 from configs.schema import EMBEDDED_MODEL
 
+DATA_FORMATS = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json"),
+    **{".parquet": "parquet", ".csv": "csv", ".tsv": "csv"},
+}
+"""How a data file's name ends, in either case → its format."""
+
+
+def data_format(name: str) -> str:
+    """`json`, `parquet` or `csv`; empty for a name that says nothing of it."""
+    return next((kind for suffix, kind in DATA_FORMATS.items() if name.lower().endswith(suffix)), "")
+
 
 def looks_like_path(value: str) -> bool:
     """Whether a data or model setting means a local file or directory rather than a hub name."""
-    return value.startswith(("./", "../", "/", "~")) or value.endswith((".json", ".jsonl", ".parquet"))
+    return value.startswith(("./", "../", "/", "~")) or bool(data_format(value))
+
+
+def is_local_data(value: str) -> bool:
+    """Whether `source` means files here: a path by its looks, a pattern, or something that is there."""
+    return looks_like_path(value) or any(sign in value for sign in "*?[") or Path(value).exists()
 
 
 def is_local_model(path: str) -> bool:

@@ -4,29 +4,35 @@ Presets say where well-known datasets keep question and answer; settings that we
 """
 
 import dataclasses
-import json
+import math
 import re
+import string
 import sys
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.checks import field_names
 from configs.data_schema import SftSource, TaskSource
-from configs.models import looks_like_path
+from configs.errors import UserError
+from configs.models import DATA_FORMATS, data_format, is_local_data
+from orchestrator.local_rows import WrittenNumber, find_files, read_csv_files, read_json_files
+from rewards.base import THINK_CLOSE, THINK_OPEN
 
 Row = Mapping[str, Any]
 AnySource = TypeVar("AnySource", TaskSource, SftSource)
 
-_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields beside a turn's content that hold its thought."""
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 _WITH_CHOICES = "{question}\n\n{choices}"
 
 TASK_PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
-    "gsm8k": {"answer_pattern": r"#### ([-0-9.,]+)"},
+    "gsm8k": {"answer_pattern": r"####[ \t]*([^\n]*\S)"},
     "math500": {"question_template": "{problem}"},
     "svamp": {"question_template": "{Body} {Question}", "answer_field": "Answer"},
     "addsub": {"question_template": "{input}", "answer_field": "target"},
@@ -80,14 +86,21 @@ def load_rows(source: TaskSource | SftSource) -> Rows:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     limit = source.num_tasks if isinstance(source, TaskSource) else source.num_rows
-    if looks_like_path(source.source):
-        rows_field = source.rows_field if isinstance(source, TaskSource) else ""
-        rows = _load_file(datasets, Path(source.source).expanduser(), source.split, rows_field)
-    else:
+    if not is_local_data(source.source):
         rows = _load_hub(datasets, source)
+    elif (
+        isinstance(source, TaskSource)
+        and (kind := data_format((files := find_files(source.source))[0].name)) != "parquet"
+    ):
+        read = read_csv_files(files) if kind == "csv" else read_json_files(files, source.rows_field)
+        rows = _split_of(datasets, read, source)
+    else:
+        rows = _load_files(datasets, source, find_files(source.source))
     if len(rows) == 0:
-        raise ValueError(f"{source.source}: expected rows in split {source.split}, found none")
-    return Rows(source.source, rows.select(range(min(limit, len(rows)))) if limit else rows)
+        raise UserError(f"{source.source}: expected rows in split {source.split}, found none")
+    if limit:
+        rows = rows[:limit] if isinstance(rows, list) else rows.select(range(min(limit, len(rows))))
+    return Rows(source.source, rows)
 
 
 def apply_preset(source: AnySource) -> AnySource:
@@ -100,16 +113,35 @@ def apply_preset(source: AnySource) -> AnySource:
 
 def render(template: str, row: Row, where: str) -> str:
     """Fill a template from row fields. Raises ValueError naming row and field when one is missing or empty."""
-    return template.format(**{name: read_text(row, name, where) for name in field_names(template)}).strip()
+    field_names(template)
+    parts = string.Formatter().parse(template)
+    return "".join(text + (read_text(row, name, where) if name else "") for text, name, _, _ in parts).strip()
 
 
 def read_text(row: Row, field: str, where: str) -> str:
-    """A field as text; a whole number written as 43.0 becomes 43. Raises ValueError naming row and field."""
+    """A field as text, numbers as they were written; a whole one written as 43.0 becomes 43. Parts of a message's content
+    (`[{"type": "text", "text": …}]`) are joined. Raises ValueError naming row and field, for a missing number (NaN) too."""
     value = _read(row, field, where)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
+    ):
+        value = "".join(str(part.get("text") or "") for part in value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         found = type(value).__name__
-        raise ValueError(f"{where}: expected text or a number in field {field!r}, found {found}")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        raise UserError(f"{where}: expected text or a number in field {field!r}, found {found}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: expected text or a number in field {field!r}, found {value} (a missing value?)")
+        return _as_written(value)
+    return str(value)
+
+
+def _as_written(value: float) -> str:
+    """Every digit, without an exponent that was not there: 0.00005 stays, 43.0 becomes 43."""
+    text = value.text if isinstance(value, WrittenNumber) else format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if re.fullmatch(r"[+-]?\d+\.0+", text) else text
 
 
 def read_answer(row: Row, source: TaskSource, where: str) -> str:
@@ -119,7 +151,7 @@ def read_answer(row: Row, source: TaskSource, where: str) -> str:
         return text.strip()
     matches = re.findall(source.answer_pattern, text)
     if not matches or not matches[-1].strip():
-        raise ValueError(
+        raise UserError(
             f"{where}: expected a match of answer_pattern {source.answer_pattern!r} in field "
             f"{source.answer_field!r}, found {text[-80:]!r}"
         )
@@ -131,17 +163,17 @@ def read_budget(row: Row, source: TaskSource, where: str) -> int | None:
 
     Raises ValueError for anything but a whole number above 0.
     """
-    value = row.get(source.budget_field) if source.budget_field else None
+    value = find_field(row, source.budget_field) if source.budget_field else None
     if value is None or value == "":
         return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
     try:
-        budget_tokens = int(str(value))
+        budget_tokens = int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
     except ValueError:
         budget_tokens = 0
     if budget_tokens < 1:
-        raise ValueError(
-            f"{where}: field {source.budget_field!r}: expected a number of tokens above 0, found {value!r}"
-        )
+        raise UserError(f"{where}: field {source.budget_field!r}: expected a number of tokens above 0, found {value!r}")
     return budget_tokens
 
 
@@ -170,69 +202,127 @@ def with_system_prompt(turns: list[dict[str, str]], system_prompt: str) -> list[
     return [{"role": "system", "content": system_prompt}, *turns]
 
 
+def find_field(row: Row, name: str) -> Any:
+    """The value under a name, or inside nested fields under a name with dots; None when there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def read_messages(row: Row, template: str, where: str) -> list[dict[str, str]] | None:
+    """The turns of a row whose prompt is a list of them (the template is that one field); None for a prompt of text.
+
+    Raises ValueError when the last turn is no user's.
+    """
+    names = field_names(template)
+    if len(names) != 1 or template.strip() != f"{{{names[0]}}}" or not isinstance(find_field(row, names[0]), list):
+        return None
+    turns = read_turns(row, names[0], where)
+    if not turns or turns[-1]["role"] != "user":
+        found = turns[-1]["role"] if turns else "none"
+        raise UserError(f"{where}: expected a user's turn at the end of field {names[0]!r}, found {found}")
+    return turns
+
+
 def _read(row: Row, field: str, where: str) -> Any:
-    value = row.get(field)
+    value = find_field(row, field)
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
         state = "an empty one" if value is not None else "none"
         there = ", ".join(name for name, other in row.items() if other is not None)
-        raise ValueError(f"{where}: expected a field {field!r}, found {state}; fields there: {there or 'none'}")
+        raise UserError(f"{where}: expected a field {field!r}, found {state}; fields there: {there or 'none'}")
     return value
 
 
 def _read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
+    """Those up to the last of an assistant."""
+    turns = read_turns(row, field, where)
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    if not turns:
+        raise UserError(f"{where}: expected an assistant's turn in field {field!r}, found none")
+    return turns
+
+
+def read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
+    """Chat turns as role and content; a thought that stands beside the content comes before it. Raises ValueError naming
+    row, turn and role."""
     raw_turns = _read(row, field, where)
     if not isinstance(raw_turns, list) or not all(isinstance(turn, Mapping) for turn in raw_turns):
-        raise ValueError(f"{where}: expected a list of turns in field {field!r}, found {type(raw_turns).__name__}")
+        raise UserError(f"{where}: expected a list of turns in field {field!r}, found {type(raw_turns).__name__}")
     turns = []
     for number, turn in enumerate(raw_turns, start=1):
         turn_where = f"{where}, turn {number} of {field}"
         role_key, text_key = ("from", "value") if turn.get("from") is not None else ("role", "content")
         role = read_text(turn, role_key, turn_where)
         if role not in _ROLES:
-            raise ValueError(f"{turn_where}: expected a role of {', '.join(_ROLES)}, found {role!r}")
-        turns.append({"role": _ROLES[role], "content": read_text(turn, text_key, turn_where)})
-    while turns and turns[-1]["role"] != "assistant":
-        turns.pop()
-    if not turns:
-        raise ValueError(f"{where}: expected an assistant's turn in field {field!r}, found none")
+            raise UserError(f"{turn_where}: expected a role of {', '.join(_ROLES)}, found {role!r}")
+        content = read_text(turn, text_key, turn_where)
+        thought = next((turn[name] for name in _THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()), "")
+        if thought and THINK_OPEN not in content:
+            content = f"{THINK_OPEN}\n{thought.strip()}\n{THINK_CLOSE}\n\n{content}"
+        turns.append({"role": _ROLES[role], "content": content})
     return turns
 
 
-def _load_file(datasets: Any, path: Path, split: str, rows_field: str) -> Any:
-    if not path.is_file():
-        raise ValueError(f"expected a data file, found no file {path}")
-    if path.suffix not in _FORMATS:
-        raise ValueError(f"{path}: expected a file that ends in {', '.join(_FORMATS)}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: expected rows, found an empty file")
+def _split_of(datasets: Any, rows: list[Row], source: TaskSource) -> list[Row]:
+    """The slice that `split` names: files are one split, so its name does not matter."""
+    name = re.split(r"\W", source.split, maxsplit=1)[0]
     try:
-        # A file is one split; naming it as the config does lets slices such as train[:100] work.
-        name = re.split(r"\W", split, maxsplit=1)[0]
-        options = {"field": rows_field} if rows_field else {}
-        return datasets.load_dataset(_FORMATS[path.suffix], data_files={name: str(path)}, split=split, **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path}: {_why_unreadable(path, error.__cause__ or error)}") from error
+        (part,) = datasets.ReadInstruction.from_spec(source.split).to_absolute({name: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"{source.source}: expected a split such as train or test[:100], found {source.split!r} ({error})"
+        ) from error
+    return rows[part.from_ : part.to]
 
 
-def _why_unreadable(path: Path, error: BaseException) -> str:
-    """The first line of a JSON Lines file that is not a JSON object, else what the reader said."""
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        return f"line {number}: expected a JSON object, found {line.strip()[:60]!r}"
-                except ValueError as bad:
-                    return f"line {number}: expected a JSON object, found {line.strip()[:60]!r} ({bad})"
-    return f"expected a table of rows, found something else ({error})"
+def _load_files(datasets: Any, source: TaskSource | SftSource, files: list[Path]) -> Any:
+    kind = data_format(files[0].name)
+    rows_field = source.rows_field if isinstance(source, TaskSource) else ""
+    options: dict[str, Any] = {"field": rows_field} if rows_field and kind == "json" else {}
+    if files[0].name.lower().endswith(".tsv"):
+        options = {"sep": "\t"}
+    # Files are one split; naming it as the config does lets slices such as train[:100] work.
+    name = re.split(r"\W", source.split, maxsplit=1)[0]
+    try:
+        return datasets.load_dataset(
+            kind, data_files={name: [str(file) for file in files]}, split=source.split, **options
+        )
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"{_unreadable(files, kind, error)}") from error
+
+
+def _unreadable(files: list[Path], kind: str, error: BaseException) -> str:
+    """Which file cannot be read and why: the first bad line of JSON, else what the reader said."""
+    for file in files:
+        try:
+            if kind == "json":
+                read_json_files([file], "")
+            elif kind == "parquet":
+                import pyarrow.parquet
+
+                if pyarrow.parquet.ParquetFile(file).metadata.num_rows == 0:
+                    return f"{file}: expected rows, found none"
+        except UserError as bad:
+            return str(bad)
+        except (OSError, ValueError) as bad:
+            return f"{file}: expected a {kind} file, found something else ({_first_line(bad)})"
+    return f"{', '.join(map(str, files[:3]))}: expected a table of rows, found something else ({_first_line(error.__cause__ or error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _load_hub(datasets: Any, source: TaskSource | SftSource) -> Any:
     try:
         return datasets.load_dataset(source.source, source.subset or None, split=source.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UserError(
             f"dataset {source.source!r}, subset {source.subset or 'none'}, split {source.split!r}: cannot be loaded from "
             f"the hub ({str(error).splitlines()[0] if str(error) else type(error).__name__}). To use a local file, give "
-            f"`source` a path that ends in {', '.join(_FORMATS)}."
+            f"`source` a path that ends in {', '.join(DATA_FORMATS)}."
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from configs.data_schema import ARITHMETIC
 from configs.load import ConfigError, load_config
-from configs.models import is_hub_name, looks_like_path
+from configs.models import is_hub_name, is_local_data
 from configs.schema import RunConfig
 from orchestrator.machine import Machine, can_connect, probe
 from orchestrator.masking import masked
@@ -244,9 +244,7 @@ def check_sources(machine: Machine, config: RunConfig) -> Iterator[Check]:
     if is_hub_name(config.model.path):
         wanted.append(("model", "models", config.model.path))
     sources = {s.source for s in (config.data.train, config.data.evaluation, config.data.sft)}
-    wanted += [
-        ("data", "datasets", name) for name in sorted(sources) if name != ARITHMETIC and not looks_like_path(name)
-    ]
+    wanted += [("data", "datasets", name) for name in sorted(sources) if name != ARITHMETIC and not is_local_data(name)]
     for what, kind, name in wanted:
         if (hub / f"{kind}--{name.replace('/', '--')}").is_dir():
             yield Check(name=what, status="ok", found=f"{name}: in the hub's cache")

@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from configs.checks import model_problems
+from configs.data_schema import ARITHMETIC
+from configs.errors import UserError
 from configs.load import ConfigError, dump_config
-from configs.models import is_hub_name, resolve_model_path
+from configs.models import is_hub_name, is_local_data, resolve_model_path
 from configs.schema import RunConfig
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceReferences:
+    """How many reference answers a source has, and those that cannot be verified."""
+
+    num_references: int
+    num_unverifiable: int
+    examples: tuple[str, ...]
+    """Three of them: file, row and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +43,8 @@ class Plan:
     """In each engine and on each learner rank (ZeRO-3 splits the latter)."""
     adapter_training_gib: float
     """Per rank: fp32 adapter weights, gradients and two AdamW moments, before ZeRO splits them."""
+    unverifiable: dict[str, SourceReferences]
+    """Source → its reference answers that no completion can meet; local files only."""
     config_yaml: str
 
     @property
@@ -52,6 +66,11 @@ class Plan:
                 unknown or f"{self.adapter_training_gib:.3f} GiB per rank (weights, gradients, AdamW moments)",
             ),
         ]
+        for source, found in self.unverifiable.items():
+            rows.append(
+                (f"references of {source}", f"{found.num_references}, {found.num_unverifiable} cannot be verified")
+            )
+            rows += [("", example) for example in found.examples]
         width = max(len(name) for name, _ in rows)
         table = "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
         return f"{self.config_yaml}\n{table}"
@@ -78,8 +97,31 @@ def make_plan(config: RunConfig) -> Plan:
         completions_in_flight=completions * (rl.max_staleness + 1),
         base_weights_gib=num_parameters * DTYPE_BYTES[model.dtype] / GIB,
         adapter_training_gib=num_adapter * 16 / GIB,
+        unverifiable=unverifiable_references(config),
         config_yaml=dump_config(config),
     )
+
+
+def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
+    """Of the local files that tasks come from. Raises ConfigError for a file that cannot be read, naming key, file and row."""
+    found: dict[str, SourceReferences] = {}
+    for name, source in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
+        if source.source == ARITHMETIC or not is_local_data(source.source):
+            continue
+        from orchestrator.reference_checks import check_references
+        from orchestrator.tasks import load_tasks
+
+        try:
+            tasks = load_tasks(source)
+            problems = check_references(tasks)
+        except UserError as error:
+            raise ConfigError([f"{name}: {error}"]) from error
+        found[name] = SourceReferences(
+            num_references=len(tasks),
+            num_unverifiable=len(problems),
+            examples=tuple(problem.text for problem in problems[:3]),
+        )
+    return found
 
 
 def check_model(config: RunConfig) -> None:

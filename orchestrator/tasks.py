@@ -17,7 +17,16 @@ from configs.data_schema import ARITHMETIC, TaskSource
 from configs.schema import BudgetSection
 from orchestrator import arithmetic
 from orchestrator.choices import lettered, read_choices, read_label
-from orchestrator.datasets import apply_preset, load_rows, read_answer, read_budget, render, with_system_prompt
+from orchestrator.datasets import (
+    apply_preset,
+    load_rows,
+    read_answer,
+    read_budget,
+    read_messages,
+    render,
+    with_system_prompt,
+)
+from orchestrator.reference_checks import check_references
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +106,19 @@ def load_tasks(source: TaskSource) -> list[Task]:
             labels = tuple(ascii_uppercase[: len(choices)])
         else:
             answer = read_label(row, source, where) if labels else read_answer(row, source, where)
-        question = {"role": "user", "content": render(source.question_template, row, where)}
+        turns = read_messages(row, source.question_template, where)
+        turns = turns or [{"role": "user", "content": render(source.question_template, row, where)}]
         tasks.append(
             Task(
                 task_id=f"{rows.name}/{index + 1}",
-                messages=tuple(with_system_prompt([question], source.system_prompt)),
+                messages=tuple(with_system_prompt(turns, source.system_prompt)),
                 reference_answer=answer,
                 source=source.source,
                 labels=labels,
                 budget_tokens=read_budget(row, source, where),
             )
         )
+    check_references(tasks)
     return tasks
 
 

@@ -145,8 +145,14 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"data.sft.completion_template": "{"}, "data.sft.completion_template: expected text with row fields in braces"),
     ({"data.sft.layout": "messages", "data.sft.messages_field": ""}, "data.sft.messages_field: expected the name"),
     ({"data.train.source": ""}, "data.train.source: expected arithmetic, a local file or a dataset name"),
-    ({"data.train.source": "nowhere/x.jsonl"}, "data.train.source: expected a local file, found no file nowhere/x"),
-    ({"data.sft.source": "./rows.csv"}, "data.sft.source: expected a file that ends in .json, .jsonl, .parquet"),
+    (
+        {"data.train.source": "nowhere/x.jsonl"},
+        "data.train.source: expected a local file or directory, found no file nowhere/x",
+    ),
+    (
+        {"data.sft.source": "./rows.csv"},
+        "data.sft.source: expected a local file or directory, found no file ./rows.csv",
+    ),
     ({"data.train.preset": "gsm8k"}, "data.train.preset: expected none for source arithmetic, found 'gsm8k'"),
     ({"data.train.split": ""}, "data.train.split: expected a split"),
     ({"data.evaluation.source": "some/hub_name"}, "data.evaluation.held_out: expected false"),
