@@ -33,6 +33,7 @@ from orchestrator.actor_pool import ActorPool, root_cause
 from orchestrator.dispatcher import Dispatcher, is_lost_actor
 from orchestrator.events import Event
 from orchestrator.inference_pool import InferencePool
+from orchestrator.ray_address import check_ray_address
 
 log = logging.getLogger(__name__)
 
@@ -310,6 +311,7 @@ def connect(config: RunConfig) -> None:
     """Join the cluster that the config, the job or RAY_ADDRESS names; else start one on loopback."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    check_ray_address(config.cluster.address)
     if address:
         ray.init(address=address, log_to_driver=False)
         return

@@ -3,27 +3,38 @@
 A run directory remembers its MLflow runs in `mlflow.json`, so a resumed stage goes on in the run it began.
 """
 
+import getpass
+import hashlib
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from configs.errors import UserError
 from configs.load import as_flat_dict, dump_config
-from configs.schema import RunConfig
+from configs.schema import RunConfig, TrackingSection
 from orchestrator.run_files import write_text
 
 IDS_FILE = "mlflow.json"
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 8000
 PATIENCE_S, RETRY_PAUSE_S = 60.0, 2.0
-"""How long the beginning and the end of a stage wait for a tracking server that is away, and between attempts."""
+"""How long the end of a stage waits for a tracking server that is away, and between attempts."""
+START_PATIENCE_S, PROBE_S = 10.0, 5.0
+"""How long the first stage of a run waits for it, and for an answer of its port."""
+_DATABASE = r"(?:sqlite|mysql|postgresql|mssql)(?:\+\w+)?$"
 RETRY_AFTER_S = 30.0
 """Between attempts while a stage goes on: each holds it up for as long as MLflow tries."""
 
@@ -41,6 +52,7 @@ class Tracker:
     def __init__(self, client: Any, run_id: str):
         self._client = client
         self.run_id = run_id
+        """Empty while the run could not be begun yet; then that is the first thing to be sent."""
         self._unsent: deque[Callable[[], object]] = deque()
         self._not_before_s = 0.0
 
@@ -74,6 +86,15 @@ class Tracker:
 
     def log_directory(self, path: Path, folder: str) -> None:
         self._send(lambda: self._client.log_artifacts(self.run_id, str(path), folder))
+
+    def begin(self, begin: Callable[[], tuple[Any, str]]) -> None:
+        """Begin the MLflow run now or, while the server is away, before anything else is sent; `begin` returns client and
+        run id."""
+
+        def attach() -> None:
+            self._client, self.run_id = begin()
+
+        self._send(attach)
 
     def close(self, status: str) -> None:
         """Send what waits, and end the MLflow run; a server that stays away for `PATIENCE_S` goes without."""
@@ -126,7 +147,12 @@ def start_tracker(config: RunConfig, stage: str, parent_run_id: str | None = Non
 
     Ends it as FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
-    tracker = _patiently(lambda: _open(config, stage, parent_run_id))
+    tracker = Tracker(None, "")
+    if _was_reached(config):
+        tracker.begin(lambda: _open(config, stage, parent_run_id))
+    else:
+        check_store(config)
+        tracker._client, tracker.run_id = _patiently(lambda: _open(config, stage, parent_run_id), config)
     try:
         yield tracker
     except BaseException as error:  # Ctrl-C too, or the run would stay RUNNING for good
@@ -136,26 +162,73 @@ def start_tracker(config: RunConfig, stage: str, parent_run_id: str | None = Non
 
 
 def is_away(error: BaseException) -> bool:
-    """The tracking server could not be reached, or something before it answered in its stead."""
-    return isinstance(error, OSError) or "API request to" in str(error)
+    """The tracking store could not be reached, something before it answered in its stead, or another writer holds its
+    SQLite file."""
+    text = str(error)
+    kinds = {base.__name__ for base in type(error).__mro__ if base.__module__.startswith("requests.")}
+    return (
+        isinstance(error, ConnectionError | TimeoutError)
+        or bool(kinds & {"ConnectionError", "Timeout"})
+        or "API request to" in text
+        or "database is locked" in text
+    )
 
 
-def _patiently(call: Callable[[], Any]) -> Any:
-    """A call that a new stage cannot do without, for `PATIENCE_S`."""
-    deadline_s = time.monotonic() + PATIENCE_S
+def check_store(config: RunConfig) -> None:
+    """What can be known of the tracking store at once. Raises UserError that names `tracking.uri`."""
+    uri = tracking_uri(config)
+    key = "tracking.uri" if config.tracking.uri else "MLFLOW_TRACKING_URI"
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme not in ("http", "https", "file", "databricks", "uc") and not re.match(_DATABASE, scheme):
+        raise UserError(f"{key}: expected an address such as http://host:port or sqlite:///file, found {uri}")
+    if scheme == "sqlite":
+        if not rest.startswith("/"):
+            raise UserError(f"{key}: expected sqlite:///file (three slashes), found {uri}")
+        file = Path(rest[1:]).resolve()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("ab").close()
+        except OSError as error:
+            raise UserError(f"{key}: expected a file that can be written, found {file} ({error.strerror})") from error
+    elif scheme in ("http", "https"):
+        address = urlsplit(uri)
+        try:
+            port = address.port or (443 if scheme == "https" else 80)
+            socket.create_connection((address.hostname or "", port), PROBE_S).close()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{key}: expected a tracking server at {uri}, which does not answer ({error}); start it, or leave the "
+                "setting empty for an SQLite file beside the runs"
+            ) from error
+
+
+def _was_reached(config: RunConfig) -> bool:
+    """Whether this run directory has runs in the store already: then a server that is away is waited for while the run
+    goes on."""
+    return bool(_read_ids(config))
+
+
+def _patiently(call: Callable[[], Any], config: RunConfig) -> Any:
+    """A call that the first stage cannot do without, for `START_PATIENCE_S`. Raises UserError when the store stays away."""
+    deadline_s = time.monotonic() + START_PATIENCE_S
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_away(error) or time.monotonic() > deadline_s:
+            if not is_away(error):
                 raise
+            if time.monotonic() > deadline_s:
+                uri = tracking_uri(config)
+                raise UserError(
+                    f"tracking.uri: expected a tracking store at {uri}, which does not answer: {error}"
+                ) from error
             log.warning("MLflow cannot be reached, trying again: %s", error)
             time.sleep(RETRY_PAUSE_S)
 
 
-def _open(config: RunConfig, stage: str, parent_run_id: str | None) -> Tracker:
+def _open(config: RunConfig, stage: str, parent_run_id: str | None) -> tuple[Any, str]:
     client = _connect(config)
-    return _resume(client, config, stage) or _begin(client, config, stage, parent_run_id)
+    return client, _resume(client, config, stage) or _begin(client, config, stage, parent_run_id)
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -176,15 +249,29 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Of the source tree, with `+changes` when it differs from the commit; `unknown` outside a checkout."""
+    """Of the source tree, with `+changes` when it differs from the commit; `unknown` outside a checkout.
+
+    TERSE_COMMIT, which an image may bake in, comes first."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        except OSError:  # a machine without git, such as a small image
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    if baked := os.environ.get("TERSE_COMMIT"):
+        return baked
     commit = git("rev-parse", "HEAD")
     return commit + ("+changes" if commit and git("status", "--porcelain") else "") or "unknown"
+
+
+def experiment_name(config: RunConfig) -> str:
+    """The config's; MLFLOW_EXPERIMENT_NAME where it has the default."""
+    default = TrackingSection().experiment
+    named = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+    return named if named and config.tracking.experiment == default else config.tracking.experiment
 
 
 def _connect(config: RunConfig) -> Any:
@@ -199,19 +286,31 @@ def _connect(config: RunConfig) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     uri = tracking_uri(config)
     client = MlflowClient(tracking_uri=uri)
-    if client.get_experiment_by_name(config.tracking.experiment) is None:
+    name = experiment_name(config)
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"tracking.experiment: expected an experiment that is active, found {name!r}, which was deleted; restore it "
+            "(`mlflow experiments restore`), or name another"
+        )
+    if found is None:
         # A server chooses where artifacts go; with an SQLite file they lie beside it.
         file = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
         place = file.parent / "mlartifacts" if file else None
-        client.create_experiment(config.tracking.experiment, place.as_uri() if place else None)
+        client.create_experiment(name, place.as_uri() if place else None)
     return client
 
 
-def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None) -> Tracker:
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
+def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None) -> str:
+    experiment = client.get_experiment_by_name(experiment_name(config))
     tags = {"mlflow.runName": config.run.name if stage == "pipeline" else f"{config.run.name}/{stage}"}
     if parent_run_id is not None:
         tags["mlflow.parentRunId"] = parent_run_id
+    tags |= {
+        "mlflow.user": user_name(),
+        "mlflow.source.name": " ".join(["terse", *sys.argv[1:2]]),
+        "mlflow.source.type": "LOCAL",
+    }
     tags |= {"stage": stage, "mlflow.source.git.commit": git_commit()}
     tags |= {f"version.{package}": number for package, number in library_versions().items()}
     run_id = client.create_run(experiment.experiment_id, tags=tags).info.run_id
@@ -219,7 +318,33 @@ def _begin(client: Any, config: RunConfig, stage: str, parent_run_id: str | None
     tracker = Tracker(client, run_id)
     tracker.log_params(as_flat_dict(config))
     tracker.log_text(dump_config(config), "config.yaml")
-    return tracker
+    _log_sources(client, run_id, config)
+    return run_id
+
+
+def user_name() -> str:
+    """Who runs this, as the system has it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as containers have
+        return str(os.getuid())
+
+
+def _log_sources(client: Any, run_id: str, config: RunConfig) -> None:
+    """The data sources as MLflow's datasets, by name: their digest is that of the settings they are read with."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for context, source in (
+        ("sft", config.data.sft),
+        ("training", config.data.train),
+        ("evaluation", config.data.evaluation),
+    ):
+        settings = json.dumps(asdict(source), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        dataset = Dataset(name=source.source, digest=digest, source_type="terse", source=settings)
+        inputs.append(DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=context)]))
+    client.log_inputs(run_id, inputs)
 
 
 def _end_unfinished(tracker: Tracker, status: str) -> None:
@@ -232,7 +357,7 @@ def _end_unfinished(tracker: Tracker, status: str) -> None:
         log.warning("MLflow run %s could not be ended as %s: %s", tracker.run_id, status, error)
 
 
-def _resume(client: Any, config: RunConfig, stage: str) -> Tracker | None:
+def _resume(client: Any, config: RunConfig, stage: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     run_id = _read_ids(config).get(stage)
@@ -244,12 +369,22 @@ def _resume(client: Any, config: RunConfig, stage: str) -> Tracker | None:
         if is_away(error):
             raise
         return None  # Another tracking store than the one the run directory began with.
-    return Tracker(client, run_id)
+    return run_id
 
 
 def _read_ids(config: RunConfig) -> dict[str, str]:
+    """Stage → MLflow run; a damaged file counts as none, so new runs are begun."""
     path = config.run_dir / IDS_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        ids = json.loads(path.read_text())
+        if not isinstance(ids, dict) or not all(isinstance(run_id, str) for run_id in ids.values()):
+            raise ValueError("expected stages with their runs")
+    except ValueError as error:
+        log.warning("%s: expected the ids of MLflow runs, found something else (%s); new runs are begun", path, error)
+        return {}
+    return ids
 
 
 def _cell(value: Any) -> Any:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from configs.errors import UserError
 from configs.load import load_config
-from orchestrator.tracking import git_commit, start_tracker, tracking_uri
+from orchestrator.tracking import git_commit, is_away, start_tracker, tracking_uri
 
 
 @pytest.fixture
@@ -97,3 +98,108 @@ def test_the_tracking_uri_comes_from_config_then_environment_then_the_run_direct
     assert tracking_uri(config) == "sqlite:///environment.db"
     named = replace(config, tracking=replace(config.tracking, uri="sqlite:///named.db"))
     assert tracking_uri(named) == "sqlite:///named.db"
+
+
+def with_uri(config, uri):
+    return replace(config, tracking=replace(config.tracking, uri=uri))
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("http://127.0.0.1:1", "tracking.uri: expected a tracking server at http://127.0.0.1:1, which does not answer"),
+        ("sqlite:////proc/nope.db", "tracking.uri: expected a file that can be written, found /proc/nope.db"),
+        ("sqlite://relative.db", "tracking.uri: expected sqlite:///file"),
+        ("foo://x", "tracking.uri: expected an address such as"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_told_at_once_with_the_setting(config, uri, words):
+    with pytest.raises(UserError) as caught, start_tracker(with_uri(config, uri), "pipeline"):
+        pass
+    assert words in str(caught.value)
+
+
+def test_a_deleted_experiment_is_told_with_the_setting(config):
+    from mlflow import MlflowClient
+
+    with start_tracker(config, "pipeline"):
+        pass
+    client = MlflowClient(tracking_uri=tracking_uri(config))
+    client.delete_experiment(client.get_experiment_by_name("terse").experiment_id)
+    with (
+        pytest.raises(UserError, match=r"tracking\.experiment: .*'terse', which was deleted"),
+        start_tracker(config, "rl"),
+    ):
+        pass
+
+
+def test_a_store_that_goes_away_between_stages_stops_nothing(config, monkeypatch):
+    with start_tracker(config, "pipeline"):
+        pass
+    monkeypatch.setattr("orchestrator.tracking.PATIENCE_S", 0.0)
+    reached = []
+    with start_tracker(with_uri(config, "http://127.0.0.1:1"), "rl") as tracker:
+        tracker.log_metrics({"reward/mean": 0.5}, step=1)
+        reached.append(tracker.run_id)
+    assert reached == [""]
+
+
+def test_what_waited_for_the_store_is_sent_when_it_answers(config, monkeypatch):
+    import orchestrator.tracking as tracking
+
+    with start_tracker(config, "pipeline"):
+        pass
+    real, attempts = tracking._open, []
+
+    def away_at_first(*arguments):
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise RuntimeError("(sqlite3.OperationalError) database is locked")
+        return real(*arguments)
+
+    monkeypatch.setattr(tracking, "_open", away_at_first)
+    monkeypatch.setattr(tracking, "RETRY_AFTER_S", 0.0)
+    with start_tracker(config, "rl") as tracker:
+        tracker.log_metrics({"reward/mean": 0.5}, step=1)
+    assert read_run(config, tracker.run_id).data.metrics == {"reward/mean": 0.5}
+    assert read_run(config, tracker.run_id).info.status == "FINISHED"
+
+
+def test_only_a_store_that_is_not_there_counts_as_away():
+    assert is_away(ConnectionRefusedError())
+    assert is_away(RuntimeError("API request to http://x failed"))
+    assert is_away(RuntimeError("database is locked"))
+    assert not is_away(FileNotFoundError("git"))
+    assert not is_away(PermissionError("disk"))
+
+
+def test_a_machine_without_git_has_an_unknown_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() == "unknown"
+    monkeypatch.setenv("TERSE_COMMIT", "abc")
+    assert git_commit() == "abc"
+
+
+def test_user_source_and_datasets_are_filled_and_the_experiment_comes_from_the_environment(config, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    with start_tracker(config, "rl") as tracker:
+        pass
+    run = read_run(config, tracker.run_id)
+    assert run.data.tags["mlflow.user"]
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    assert run.data.tags["mlflow.source.name"].startswith("terse")
+    contexts = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
+    assert contexts == {"sft", "training", "evaluation"}
+    client = MlflowClient(tracking_uri=tracking_uri(config))
+    assert client.get_experiment(run.info.experiment_id).name == "mine"
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"rl": 3}'])
+def test_a_damaged_list_of_runs_is_named_and_new_ones_are_begun(config, caplog, damaged):
+    (config.run_dir / "mlflow.json").write_text(damaged)
+    with start_tracker(config, "rl") as tracker:
+        pass
+    assert "mlflow.json: expected the ids of MLflow runs" in caplog.text
+    assert read_run(config, tracker.run_id).info.status == "FINISHED"
