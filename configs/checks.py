@@ -20,12 +20,20 @@ from configs.protocols import protocol_problems
 from configs.reward_checks import reward_problems
 from configs.rules import expected
 from configs.schema import EMBEDDED_MODEL, RunConfig
+from configs.secrets import holds_secret
 from configs.value_rules import LIST_RULES, RULES
 
 MIN_PROMPT_TOKENS = 16
 FETCHABLE_MODELS = ("smollm2-135m",)
 """What `terse fetch-model` can make."""
-URL_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+DIFFERENT = (
+    "evaluation.caps_tokens",
+    "scaling.caps_tokens",
+    "protocols.names",
+    "protocols.budgets_tokens",
+    "lora.target_modules",
+)
+"""Lists in which a value that stands twice would be counted twice."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -48,6 +56,8 @@ def problems(config: RunConfig) -> list[str]:
     """Everything wrong with the values, in the order of the schema's sections; looks at local paths too."""
     found = [
         *_number_problems(config),
+        *_duplicate_problems(config),
+        *_mirror_problems(config),
         *_secret_problems(config),
         *_run_problems(config),
         *_model_path_problems(config),
@@ -127,6 +137,24 @@ def _number_problems(config: RunConfig) -> Iterator[str]:
             yield expected(key, f"a list of {words}{'' if key in MAY_BE_EMPTY else ', not empty'}", list(values))
 
 
+def _duplicate_problems(config: RunConfig) -> Iterator[str]:
+    for key in DIFFERENT:
+        values = value_at(config, key)
+        if len(set(values)) < len(values):
+            yield expected(key, "different values", list(values))
+
+
+def _mirror_problems(config: RunConfig) -> Iterator[str]:
+    """A copy must not lie in the run directory, nor the run directory in the copy: pushing removes what is not of the run."""
+    scheme, separator, path = config.run.mirror.partition("://")
+    if not config.run.mirror or (separator and scheme not in ("file", "local")):
+        return
+    copy = (Path(path if separator else config.run.mirror).expanduser() / config.run.name).resolve()
+    run_dir = config.run_dir.resolve()
+    if copy == run_dir or copy in run_dir.parents or run_dir in copy.parents:
+        yield expected("run.mirror", f"a place apart from the run directory {run_dir}", config.run.mirror)
+
+
 def _secret_problems(config: RunConfig) -> Iterator[str]:
     for key in (
         "tracking.uri",
@@ -137,9 +165,9 @@ def _secret_problems(config: RunConfig) -> Iterator[str]:
         "data.evaluation.source",
         "data.sft.source",
     ):
-        if URL_PASSWORD.search(value_at(config, key)):
+        if holds_secret(value_at(config, key)):
             yield (
-                f"{key}: expected an address without a password (it would be written to config.yaml, MLflow and the "
+                f"{key}: expected an address without a user, password or token (it would be written to config.yaml, MLflow and the "
                 "report), found one; use the environment (MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and _PASSWORD)"
             )
 

@@ -127,7 +127,21 @@ def split_axes(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str
 def dump_config(config: RunConfig) -> str:
     """Complete YAML that `load_config` reads back to an equal config."""
     tree = _map_text(dataclasses.asdict(config), _escaped)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that some reader of YAML takes for a number, a date or a truth value: `1e5`, `0x10`, `on`."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        is_odd = _LOOKS_LIKE_A_VALUE.fullmatch(text) is not None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_odd else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+_LOOKS_LIKE_A_VALUE = re.compile(
+    r"[-+.]?[0-9][0-9a-fA-FxXoeE_:.,+-]*|[-+]?\.(?:inf|nan)|null|~|true|false|yes|no|on|off|inf|nan", re.IGNORECASE
+)
 
 
 def as_flat_dict(config: RunConfig) -> dict[str, Scalar]:
@@ -187,6 +201,14 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> dict[str, 
         if leaf is not None and leaf.hint is str and raw[:1] not in ("'", '"'):
             settings[key] = raw
             continue
+        if leaf is not None and leaf.hint is int and re.fullmatch(r"[+-]?[0-9_]+", raw):
+            settings[key] = int(raw.replace("_", "") or 0)  # decimal: YAML reads 010 as 8
+            continue
+        if leaf is not None and leaf.hint in (int, float) and re.fullmatch(r"[+-]?[0-9]+(?::[0-9.]+)+", raw):
+            problems.append(
+                f"{COMMAND_LINE}: {key}: expected {_described(leaf.hint)}, found {raw!r}"
+            )  # YAML reads 1:30 as 90
+            continue
         try:
             # OmegaConf's reader takes 1e-3 for a number, as plain YAML does not.
             value = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index, call-overload]
@@ -228,7 +250,7 @@ def _accepts(key: str, value: Any, origin: str, problems: list[str]) -> bool:
     leaf = typing.cast(_Leaf, _KEYS[key])
     is_list = typing.get_origin(leaf.hint) is tuple
     items, item_hint = (value, typing.get_args(leaf.hint)[0]) if is_list else ([value], leaf.hint)
-    fits = isinstance(items, list) and all(_may_become(item_hint, item) for item in items)
+    fits = isinstance(items, list) and all(_may_become(item_hint, item) and item != "???" for item in items)
     if fits:
         try:
             OmegaConf.merge(OmegaConf.structured(leaf.owner), {leaf.name: value})

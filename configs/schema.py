@@ -115,6 +115,8 @@ class RlSection:
     """Budget-forced RL of the adapter (GRPO)."""
 
     num_steps: int = 200
+    """May grow on a run that was trained before: it goes on with the learning rate of the longer schedule, whose warm-up is
+    past."""
     groups_per_step: int = 32
     group_size: int = 8
     """Completions per prompt, G."""
@@ -300,7 +302,7 @@ class RunConfig:
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.run.dir) / self.run.name
+        return Path(self.run.dir).expanduser() / self.run.name
 
     @property
     def num_gpus(self) -> float:

@@ -222,6 +222,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{path}: expected a file, found none") from error
+    except OSError as error:  # a directory in its place, a disk that fails
+        raise DamagedCheckpoint(f"{path}: expected a file that can be read, found none ({error.strerror})") from error
 
 
 def _free_text(directory: Path) -> str:

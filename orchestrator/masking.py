@@ -5,10 +5,9 @@ import os
 import re
 from typing import Any
 
+from configs.secrets import QUERY_SECRET, SECRET_NAME, USER_INFO
+
 MASK = "***"
-_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-_URL_TOKEN = re.compile(r"(?i)([?&](?:password|token|secret|api_?key|sig|signature|access_?key)=)[^&\s'\"]+")
-_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY)(?:_|$)")
 MIN_SECRET_CHARS = 8
 """Shorter values of such variables are more likely `true` or `token` than a secret."""
 
@@ -20,7 +19,13 @@ def masked(text: str) -> str:
     """
     for value in secret_values(dict(os.environ)):
         text = text.replace(value, MASK)
-    return _URL_TOKEN.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1{MASK}@", text))
+    return QUERY_SECRET.sub(rf"\1{MASK}", USER_INFO.sub(_mask_password, text))
+
+
+def _mask_password(match: re.Match[str]) -> str:
+    """`://me:pw@` → `://me:***@`, `://token@` → `://***@`"""
+    user, colon, _ = match.group().removeprefix("://").removesuffix("@").partition(":")
+    return f"://{user}:{MASK}@" if colon else f"://{MASK}@"
 
 
 def secret_values(environment: dict[str, str]) -> list[str]:
@@ -28,7 +33,7 @@ def secret_values(environment: dict[str, str]) -> list[str]:
     found = {
         value
         for name, value in environment.items()
-        if _SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS and not os.path.exists(value)
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS and not os.path.exists(value)
     }
     return sorted(found, key=lambda value: (-len(value), value))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import files
+from configs.errors import UserError
 from configs.load import ConfigError
 from configs.schema import RunConfig
 from orchestrator import checkpoint
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 CHECKPOINTED = ("sft", "rl")
 """Folders of a run directory that hold checkpoints."""
 CONFIG_FILE = "config.yaml"
+EVENTS_FILE = "events.jsonl"
+OURS = frozenset(
+    "sft rl heads evaluation samples figures export int4_base config.yaml events.jsonl metrics.jsonl ledger.jsonl timings.json "
+    "mlflow.json summary.json report.html report.md parity.json sweep.json trial.yaml trials errors.log".split()
+)
+"""What a run writes at the top of its directory; nothing else is ever removed from a copy."""
 
 
 class Mirror:
@@ -49,6 +56,11 @@ class Mirror:
         Raises RuntimeError when the run that is here lies behind the copy, which going on would overwrite.
         """
         there = self._list()
+        if there and not there & {CONFIG_FILE, EVENTS_FILE} and not any(map(_is_of_checkpoint, there)):
+            raise UserError(
+                f"run.mirror: expected an empty place or a copy of a run, found other files in {self._root}, such as "
+                f"{min(there)}; nothing was changed there"
+            )
         if CONFIG_FILE not in there:
             return False
         if (self._run_dir / CONFIG_FILE).is_file():
@@ -69,7 +81,8 @@ class Mirror:
         if self._store is None:
             return
         here, there = self._list_here(), self._list()
-        for name in sorted(there - here.keys(), key=lambda name: not _is_manifest(name)):
+        gone = [name for name in there - here.keys() if name.partition("/")[0] in OURS]
+        for name in sorted(gone, key=lambda name: not _is_manifest(name)):
             self._store.rm_file(self._remote(name))
         # A manifest names the hash of each other file of its checkpoint.
         complete = {

@@ -1,6 +1,7 @@
 """The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, protocols, export, report."""
 
 import itertools
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,21 @@ FREE_SETTINGS = (
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
 """What may change between two calls on one run directory without making its files lie: keys or their beginnings."""
+PLACEMENT_SETTINGS = (
+    *(
+        "engine.gpu_memory_frac",
+        "engine.num_",
+        "engine.max_num_seqs",
+        "engine.max_batched_tokens",
+        "engine.kv_cache_gib",
+    ),
+    *("learner.num_", "learner.micro_batch_tokens", "learner.gradient_checkpointing"),
+    *("rollout.num_actors", "reward.num_actors", "reward.deadline_s"),
+)
+"""Placement and memory, which may change too unless the run is deterministic: they round differently."""
+EVALUATION_SETTINGS = ("evaluation.", "scaling.", "data.evaluation.", "budget.")
+EXPORT_SETTINGS_FILE = "export_settings.json"
+"""In the run directory: the settings that `export` was made with."""
 HEADS_SETTINGS = ("heads.", "data.easy.", "data.hard.")
 """What may change too as long as there are no heads."""
 
@@ -164,6 +180,7 @@ def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: s
     """Needs no cluster; the report's figures and numbers go into the model card. Returns the path of the new report."""
     with part_of(config.run_dir, "export"), start_tracker(config, "export", parent_run_id=parent.run_id) as tracker:
         tracker.log_metrics(export(config, require_adapter(config, stage), parent.run_id, force), step=0)
+        run_files.write_text(config.run_dir / EXPORT_SETTINGS_FILE, json.dumps(export_settings(config), indent=1))
     return build_report(config.run_dir)
 
 
@@ -185,6 +202,11 @@ def run_heads(stage: Stage) -> None:
 def run_evaluation(stage: Stage) -> None:
     """Every policy on the same held-out prompts, in one go, then what the heads and more samples make of the last."""
     config = stage.config
+    if is_evaluated_otherwise(config):
+        log.info("evaluate: the settings have changed, everything is measured again")
+        for policy in EVALUATED:
+            (config.run_dir / "evaluation" / f"{policy}.jsonl").unlink(missing_ok=True)
+    run_files.write_text(config.run_dir / run_files.SETTINGS_FILE, json.dumps(evaluation_settings(config), indent=1))
     prompts = held_out_prompts(config, stage.tokenizer)
     caps = [make_cap(cap, config.budget, stage.tokenizer) for cap in config.evaluation.caps_tokens]
     if caps:
@@ -206,6 +228,22 @@ def run_evaluation(stage: Stage) -> None:
         evaluate_switcher(stage, prompts, heads, *by_mode)
     if config.scaling.num_tasks:
         evaluate_scaling(stage, prompts, heads, version)
+
+
+def evaluation_settings(config: RunConfig) -> dict[str, Any]:
+    """What the figures of the evaluation depend on besides the policies."""
+    flat = as_flat_dict(config)
+    return {
+        key: value
+        for key, value in flat.items()
+        if key.startswith(EVALUATION_SETTINGS) and key != "evaluation.num_actors"
+    }
+
+
+def is_evaluated_otherwise(config: RunConfig) -> bool:
+    """Whether the evaluation that is there was made with other settings."""
+    made_with = run_files.read_json(config.run_dir / run_files.SETTINGS_FILE)
+    return made_with is not None and made_with != json.loads(json.dumps(evaluation_settings(config)))
 
 
 def run_protocols(stage: Stage) -> None:
@@ -248,6 +286,8 @@ def final_metrics(run_dir: Path) -> dict[str, float]:
 
 def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "evaluate":
+        if is_evaluated_otherwise(config):
+            return False
         caps = set(config.evaluation.caps_tokens)
         heads_file = config.run_dir / "heads" / HEADS_FILE
         wanted = [run_files.SWITCHER_FILE] * (config.heads.num_tasks > 0 and heads_file.is_file())
@@ -262,11 +302,32 @@ def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "protocols":
         return is_complete(config, EVALUATED)
     if stage == "export":
+        if config.export.at_end:
+            refuse_other_export(config)
         return is_exported(config.run_dir) or not config.export.at_end
     if stage == "sft" and config.sft.adapter:
         return True
     section = config.sft if stage == "sft" else config.rl
     return checkpoint.completed_adapter(config.run_dir / stage, section.num_steps) is not None
+
+
+def refuse_other_export(config: RunConfig) -> None:
+    """Raises UserError when the export that is there was made with other settings."""
+    made_with = run_files.read_json(config.run_dir / EXPORT_SETTINGS_FILE)
+    here = export_settings(config)
+    if is_exported(config.run_dir) and made_with is not None and made_with != here:
+        changed = ", ".join(
+            f"{key} {made_with.get(key)!r} → {here[key]!r}" for key in here if made_with.get(key) != here[key]
+        )
+        raise UserError(
+            f"{config.run_dir / 'export'}: made with other settings ({changed}); `terse export --force` makes it again, "
+            "export.at_end=false leaves it"
+        )
+
+
+def export_settings(config: RunConfig) -> dict[str, Any]:
+    flat = as_flat_dict(config)
+    return {key: value for key, value in flat.items() if key.startswith("export.") and key != "export.at_end"}
 
 
 def require_adapter(config: RunConfig, stage: str) -> bytes:
@@ -284,7 +345,7 @@ def require_adapter(config: RunConfig, stage: str) -> bytes:
 def find_adapter(config: RunConfig, stage: str) -> bytes | None:
     """The final adapter of a stage; None when the stage is not done."""
     if stage == "sft" and config.sft.adapter:
-        return adapters.read_directory(Path(config.sft.adapter))
+        return adapters.read_directory(Path(config.sft.adapter).expanduser())
     num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
     return checkpoint.completed_adapter(config.run_dir / stage, num_steps)
 
@@ -296,6 +357,10 @@ def claim_run_dir(config: RunConfig) -> None:
     if path.is_file():
         there, here = as_flat_dict(load_config(path, [])), as_flat_dict(config)
         free = FREE_SETTINGS + (() if (config.run_dir / "heads" / HEADS_FILE).is_file() else HEADS_SETTINGS)
+        free += () if config.run.deterministic else PLACEMENT_SETTINGS
+        old_steps = int(there["rl.num_steps"])
+        grows = config.rl.num_steps > old_steps
+        free += ("rl.num_steps",) if grows else ()
         differing = [
             f"{key}: {path} has {there.get(key)!r}, this run has {value!r}"
             for key, value in here.items()
@@ -304,9 +369,20 @@ def claim_run_dir(config: RunConfig) -> None:
         if differing:
             hint = "choose another run.name, or remove the directory to start over"
             raise ConfigError([*differing, f"the run directory belongs to another configuration: {hint}"])
+        if grows:
+            set_results_aside(config.run_dir, old_steps)
     files.remove_temporaries(config.run_dir)
     run_files.drop_cut_line(config.run_dir / EVENTS_FILE)
     run_files.write_text(path, dump_config(config))
+
+
+def set_results_aside(run_dir: Path, step: int) -> None:
+    """What was made of the policy of an earlier end of RL gets a name of its own, since RL goes on."""
+    for name in ("heads", "evaluation", "export"):
+        directory, aside = run_dir / name, run_dir / f"{name}_at_step_{step}"
+        if directory.is_dir() and not aside.exists():
+            directory.rename(aside)
+            log.info("%s: now %s, RL goes on", directory, aside.name)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,14 @@ def render(directory: Path, template: str, content: dict[str, Any]) -> Path:
     markdown = Environment(
         loader=loader, autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    markdown.filters["block"] = as_block
     run_files.write_text(directory / "report.md", markdown.get_template(f"{template}.md.j2").render(**content))
     return run_files.write_text(directory / "report.html", html.get_template(f"{template}.html.j2").render(**content))
+
+
+def as_block(text: str) -> str:
+    """Text as an indented block of Markdown: no character in it ends the block."""
+    return "\n    ".join(re.split(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", text))
 
 
 Capped = dict[str, dict[int, list[EvaluationRecord]]]

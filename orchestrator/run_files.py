@@ -7,6 +7,7 @@ evaluation/<policy>_samples.jsonl
                                the completions behind the records, in the same order
 evaluation/<policy>_caps.jsonl `EvaluationRecord`s of the same completions under hard caps
 evaluation/scaling.json        rows of parallel test-time scaling; evaluation/switcher.json: the switcher's curve
+evaluation/settings.json       the settings that the evaluation was made with
 evaluation/protocols.json      published benchmarks, a row for each policy; evaluation/<policy>.<benchmark>*.jsonl as above
 heads/heads.safetensors        both heads (`actors.heads`); heads/metrics.json: how good they are
 timings.json                   seconds per stage, summed over resumes
@@ -33,6 +34,7 @@ LEDGER_FILE = "ledger.jsonl"
 TIMINGS_FILE = "timings.json"
 SCALING_FILE = "evaluation/scaling.json"
 SWITCHER_FILE = "evaluation/switcher.json"
+SETTINGS_FILE = "evaluation/settings.json"
 PROTOCOLS_FILE = "evaluation/protocols.json"
 LOCK_FILE = ".lock"
 
@@ -130,8 +132,7 @@ def add_timing(run_dir: Path, part: str, seconds: float) -> None:
 
 
 def read_timings(run_dir: Path) -> dict[str, float]:
-    path = run_dir / TIMINGS_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(run_dir / TIMINGS_FILE) or {}
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -151,7 +152,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found something else: {error}") from error
+        raise UserError(f"{path}: expected JSON, found something else: {error}") from error
 
 
 def _sample(rollout: Rollout, prompt_text: PromptText) -> dict[str, Any]:
@@ -207,13 +208,20 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Empty when the file is not there. Raises ValueError naming file and line of a damaged one."""
+    """Empty when the file is not there; a last line that a killed process did not finish is left out. Raises UserError
+    naming file and line of a damaged one."""
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    text = path.read_text()
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}") from error
+            if number == len(lines):
+                continue
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}") from error
     return rows

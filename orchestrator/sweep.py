@@ -10,6 +10,7 @@ Stages that are done are skipped, so a second call runs only what is missing. A 
 adds its trials to the report.
 """
 
+import hashlib
 import itertools
 import json
 import logging
@@ -99,6 +100,9 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
     return report
 
 
+MAX_NAME_CHARS = 100
+
+
 def record_trials(directory: Path, axes: dict[str, list[Any]], trials: Sequence[Trial], failed: dict[str, str]) -> None:
     """Write `sweep.json`: these axes and trials beside those of earlier calls."""
     record: dict[str, Any] = (
@@ -119,9 +123,9 @@ def make_trials(base: RunConfig, config: str, axes: dict[str, list[Any]], fixed:
     if not axes:
         raise ConfigError(["a sweep needs at least one setting with a list of values, such as rl.kl_beta=[1e-3,1e-4]"])
     trials, problems = [], []
-    for combination in itertools.product(*axes.values()):
-        values = dict(zip(axes, combination, strict=True))
-        name = trial_name(values)
+    all_values = [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
+    names = distinct([trial_name(values) for values in all_values], all_values)
+    for name, values in zip(names, all_values, strict=True):
         place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", "export.at_end=false"]
         if base.run.mirror:
             place.append(f"run.mirror={base.run.mirror.rstrip('/')}/{base.run.name}/trials")
@@ -150,6 +154,17 @@ def trial_name(values: dict[str, Any]) -> str:
         text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
         parts.append(f"{short if ends.count(short) == 1 else key}-{text}")
     return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
+
+
+def distinct(names: Sequence[str], values: Sequence[dict[str, Any]]) -> list[str]:
+    """The names with a hash of their values behind those that are alike, in either case, or too long for a directory."""
+    folded = [name.lower() for name in names]
+    return [
+        f"{name[:MAX_NAME_CHARS]}-{hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]}"
+        if folded.count(name.lower()) > 1 or len(name) > MAX_NAME_CHARS
+        else name
+        for name, chosen in zip(names, values, strict=True)
+    ]
 
 
 def touches_sft(axes: dict[str, list[Any]]) -> bool:

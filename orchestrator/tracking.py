@@ -233,7 +233,7 @@ def _open(config: RunConfig, stage: str, parent_run_id: str | None) -> tuple[Any
 
 def tracking_uri(config: RunConfig) -> str:
     """The config's, else MLFLOW_TRACKING_URI, else an SQLite file beside the runs."""
-    default = f"sqlite:///{Path(config.run.dir).resolve() / 'mlflow.db'}"
+    default = f"sqlite:///{Path(config.run.dir).expanduser().resolve() / 'mlflow.db'}"
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 

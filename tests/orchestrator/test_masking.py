@@ -53,6 +53,6 @@ def test_log_lines_and_their_tracebacks_are_masked(monkeypatch):
 
 @pytest.mark.parametrize("key", ["tracking.uri", "model.path", "data.sft.source"])
 def test_a_password_in_the_configuration_is_refused_without_repeating_it(key):
-    with pytest.raises(ConfigError, match=f"{key}: expected an address without a password") as raised:
+    with pytest.raises(ConfigError, match=f"{key}: expected an address without a user, password or token") as raised:
         load_config("quickstart", [f"{key}=https://me:p4ss-w0rd@host/x"])
     assert "p4ss-w0rd" not in "".join(p for p in raised.value.problems if p.startswith(f"{key}: expected an address"))

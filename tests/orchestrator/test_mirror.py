@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from actors import files
+from configs.errors import UserError
 from configs.load import ConfigError, load_config
 from orchestrator import checkpoint, run_files
 from orchestrator.checkpoint import KeepRule
@@ -118,3 +119,15 @@ def test_without_a_mirror_nothing_is_copied(config, tmp_path):
     assert not mirror.fetch()
     mirror.push()
     assert not (tmp_path / "copy").exists()
+
+
+def test_a_place_with_other_peoples_files_is_refused_and_left_alone(tmp_path):
+    place = tmp_path / "copies" / "Documents"
+    place.mkdir(parents=True)
+    (place / "thesis.txt").write_text("years of work")
+    config = load_config(
+        "quickstart", [f"run.dir={tmp_path}/runs", "run.name=Documents", f"run.mirror=file://{tmp_path}/copies"]
+    )
+    with pytest.raises(UserError, match=r"run\.mirror: expected an empty place or a copy of a run, found other files"):
+        Mirror(config).fetch()
+    assert (place / "thesis.txt").read_text() == "years of work"

@@ -69,7 +69,7 @@ def test_the_reports_list_what_happened_besides_steps(run_dir):
     assert "problem: rl/step_000004/state.json: &lt;a | b&gt;" in html
     lines = (run_dir / "report.md").read_text().splitlines()
     (row,) = [line for line in lines if "| checkpoint skipped |" in line]
-    assert row.endswith("| problem: rl/step_000004/state.json: <a \\| b> |")
+    assert row.endswith("| problem: rl/step_000004/state.json: &lt;a \\| b> |")
 
 
 def test_parts_that_were_not_run_are_left_out(run_dir):

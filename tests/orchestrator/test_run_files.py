@@ -26,7 +26,7 @@ def test_a_resumed_stage_forgets_only_the_steps_it_takes_again(tmp_path):
 
 
 def test_a_damaged_line_is_named(tmp_path):
-    (tmp_path / run_files.METRICS_FILE).write_text('{"stage": "sft", "step": 1}\n{"stage": "sf')
+    (tmp_path / run_files.METRICS_FILE).write_text('{"stage": "sft", "step": 1}\n{"stage": "sf\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         run_files.read_metrics(tmp_path)
 
@@ -60,3 +60,15 @@ def test_timings_add_up_over_resumes(tmp_path):
     run_files.add_timing(tmp_path, "rl", 2.0)
     run_files.add_timing(tmp_path, "rl", 3.0)
     assert run_files.read_timings(tmp_path) == {"rl": 5.0}
+
+
+def test_a_last_line_that_a_killed_process_did_not_finish_is_left_out(tmp_path):
+    path = tmp_path / run_files.METRICS_FILE
+    path.write_text('{"stage": "sft", "step": 1}\n{"stage": "sf')
+    assert run_files.read_metrics(tmp_path) == [{"stage": "sft", "step": 1}]
+
+
+def test_a_damaged_file_of_timings_is_named(tmp_path):
+    (tmp_path / run_files.TIMINGS_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"timings\.json: expected JSON"):
+        run_files.read_timings(tmp_path)

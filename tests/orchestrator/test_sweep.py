@@ -9,7 +9,7 @@ import pytest
 from configs.errors import UserError
 from configs.load import ConfigError, load_config, split_axes
 from orchestrator import run_files, sweep
-from orchestrator.sweep import Trial, make_trials, num_that_fit, run_trials, touches_sft, trial_name
+from orchestrator.sweep import Trial, distinct, make_trials, num_that_fit, run_trials, touches_sft, trial_name
 from orchestrator.sweep_figures import frontier
 from orchestrator.sweep_report import build_sweep_report
 from tests.fakes import make_group
@@ -179,3 +179,14 @@ def test_a_directory_without_sweep_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ValueError, match=r"sweep\.json: expected axes and trials"):
         build_sweep_report(tmp_path)
+
+
+def test_trials_never_share_a_name():
+    values = [
+        {"budget.prompt_template": "{question} {budget_tokens}"},
+        {"budget.prompt_template": "{question}/{budget_tokens}"},
+    ]
+    names = distinct([trial_name(chosen) for chosen in values], values)
+    assert len({name.lower() for name in names}) == 2
+    assert distinct(["a", "b"], [{}, {}]) == ["a", "b"]
+    assert len(distinct(["x" * 300], [{}])[0]) < 120
