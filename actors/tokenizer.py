@@ -18,12 +18,28 @@ def load_tokenizer(model_path: str, model: ModelSection) -> Any:
 
 
 def stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """End tokens of the tokenizer and of the model's generation config (chat models often name several)."""
+    """End tokens of the tokenizer and of the model's generation config (chat models often name several), which follows from
+    config.json where there is none, as in transformers. The same for a directory and a hub name.
+
+    Raises ValueError when neither names one.
+    """
     ids = {tokenizer.eos_token_id} - {None}
-    path = Path(model_path) / "generation_config.json"
-    if path.is_file():
-        named = json.loads(path.read_text()).get("eos_token_id")
-        ids |= set(named if isinstance(named, list) else [named]) - {None}
+    named = _named_end_tokens(model_path)
+    ids |= set(named if isinstance(named, list) else [named]) - {None}
     if not ids:
         raise ValueError(f"model.path {model_path!r}: expected an end token in tokenizer or generation config")
     return tuple(sorted(ids))
+
+
+def _named_end_tokens(model_path: str) -> Any:
+    from transformers.utils import cached_file
+
+    for name in ("generation_config.json", "config.json"):
+        path = Path(model_path) / name
+        if not Path(model_path).is_dir():
+            found = cached_file(model_path, name, _raise_exceptions_for_missing_entries=False, local_files_only=True)
+            path = Path(found) if found else path
+        if path.is_file():
+            settings = json.loads(path.read_text())
+            return settings.get("eos_token_id", (settings.get("text_config") or {}).get("eos_token_id"))
+    return None

@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib.resources
+import json
 from pathlib import Path
 from typing import Any
 
 from configs.schema import EMBEDDED_MODEL
 
+INDEX_FILE = "model.safetensors.index.json"
 DATA_FORMATS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json"),
     **{".parquet": "parquet", ".csv": "csv", ".tsv": "csv"},
@@ -68,8 +70,28 @@ def directory_problem(directory: Path) -> str:
     )
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The files that transformers loads: `model.safetensors`, else those that the index names, in the order of their names.
+
+    Raises ValueError when one is not there.
+    """
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        found = ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))) or "neither"
+        raise ValueError(f"expected model.safetensors or {INDEX_FILE} in {directory}, found {found}")
+    try:
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: expected a weight_map of files, found something else ({error})") from error
+    if missing := [name for name in named if not (directory / name).is_file()]:
+        raise ValueError(f"{index}: expected the files that it names, found no {', '.join(missing)}")
+    return [directory / name for name in named]
+
+
 def weights_sha256(model_path: str | Path) -> str:
-    """Hex digest of the model's `*.safetensors` files, one after the other in the order of their names.
+    """Hex digest of the model's weights (`model.safetensors`, or the files that its index names), one after the other in the order of their names.
 
     `model_path` is a directory or a hub name whose files have been fetched.
     """
@@ -77,9 +99,13 @@ def weights_sha256(model_path: str | Path) -> str:
     if not directory.is_dir():
         from huggingface_hub import snapshot_download
 
-        directory = Path(snapshot_download(str(model_path), local_files_only=True, allow_patterns=["*.safetensors"]))
+        directory = Path(
+            snapshot_download(
+                str(model_path), local_files_only=True, allow_patterns=["*.safetensors", "*.safetensors.index.json"]
+            )
+        )
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in weight_files(directory):
         with path.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)

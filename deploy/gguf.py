@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
+from configs.models import weight_files
 from deploy.quantize import GROUP, is_quantised
 from deploy.vocabulary import read_vocabulary
 
@@ -277,7 +278,7 @@ def _add_plain(writer: gguf.GGUFWriter, target: str, value: np.ndarray, precisio
 
 def _tensors(model_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Weights as float32, one at a time."""
-    for shard in sorted(model_dir.glob("*.safetensors")):
+    for shard in weight_files(model_dir):
         # By torch: numpy has no bfloat16.
         with safe_open(shard, framework="pt") as file:
             for name in sorted(file.keys()):

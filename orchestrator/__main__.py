@@ -174,8 +174,9 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = load_config(arguments.config, arguments.overrides)
     if name == "plan":
-        from orchestrator.plan import make_plan
+        from orchestrator.plan import check_hub, make_plan
 
+        check_hub(config)
         plan = make_plan(config)
         print(plan.text)
         return plan.as_dict()

@@ -16,7 +16,7 @@ from actors import adapters, files
 from actors.heads import HEADS_FILE
 from actors.learner_group import LearnerLost
 from actors.rollout import BASE_VERSION
-from actors.tokenizer import load_tokenizer
+from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.errors import UserError
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.schema import RunConfig
@@ -31,6 +31,7 @@ from orchestrator.export import export, is_exported
 from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.mirror import Mirror
+from orchestrator.plan import check_hub, check_model
 from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.protocols import evaluate_protocols, is_complete
@@ -77,6 +78,8 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
 
     Raises ConfigError when the run directory, or its copy at `run.mirror`, holds another configuration.
     """
+    check_model(config)
+    check_hub(config)
     mirror = Mirror(config)
     make_run_dir(config)
     with run_files.sole_writer(config.run_dir):
@@ -185,7 +188,8 @@ def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: s
 
 
 def run_sft(stage: Stage) -> None:
-    fine_tune(stage, SftRows(stage.config, stage.tokenizer))
+    end_tokens = stop_token_ids(base_model_path(stage.config), stage.tokenizer)
+    fine_tune(stage, SftRows(stage.config, stage.tokenizer, end_tokens))
 
 
 def run_rl(stage: Stage) -> None:

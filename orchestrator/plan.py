@@ -1,6 +1,7 @@
 """What a run would do, without doing it: placement, batch algebra, expected memory, every config problem."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from configs.errors import UserError
 from configs.load import ConfigError, dump_config
 from configs.models import is_hub_name, is_local_data, resolve_model_path
 from configs.schema import RunConfig
+from orchestrator.adapter_options import adapter_problems
+from orchestrator.model_files import architecture_problems, tokenizer_problems, weight_problems
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -130,8 +133,22 @@ def check_model(config: RunConfig) -> None:
         hf_config = read_hf_config(config)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError([f"model.path: {error}"]) from error
-    if hf_config and (problems := model_problems(config, hf_config)):
+    problems = list(adapter_problems(config))
+    if hf_config:
+        problems += [*model_problems(config, hf_config), *architecture_problems(config, hf_config)]
+    if not is_hub_name(config.model.path):
+        directory = Path(resolve_model_path(config.model.path))
+        problems += [*weight_problems(config, directory), *tokenizer_problems(config, directory)]
+    if problems:
         raise ConfigError(problems)
+
+
+def check_hub(config: RunConfig) -> None:
+    """Raises ConfigError for a hub model that cannot be fetched since the hub is switched off, and is not here."""
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+    if is_offline and is_hub_name(config.model.path) and not read_hf_config(config):
+        words = "expected a model in the hub's cache (HF_HUB_OFFLINE is set)"
+        raise ConfigError([f"model.path: {words}, found no {config.model.path}"])
 
 
 def read_hf_config(config: RunConfig) -> dict[str, Any]:

@@ -125,6 +125,13 @@ def make_row(messages: Messages, tokenizer: Any, end_token_ids: Sequence[int], m
                 f"expected a chat template that only appends; at turn {index + 1} it changes what stands before it "
                 f"(…{before[-60:]!r} became …{through[max(0, len(before) - 60) : len(before)]!r})"
             )
+        said = "".join(messages[index]["content"].split())
+        if said not in "".join(through[len(before) :].split()):
+            raise ValueError(
+                f"expected a chat template that keeps all of the assistant's text, a thought too; turn {index + 1} "
+                f"{messages[index]['content'][:60]!r} became {through[len(before) :][:60]!r} (use a model whose template keeps "
+                "it, or rows without a thought)"
+            )
         context, turn = _tokens(tokenizer, before[len(done) :]), _tokens(tokenizer, through[len(before) :])
         num_trained = max((place + 1 for place, token in enumerate(turn) if token in end_token_ids), default=0)
         if num_trained == 0:

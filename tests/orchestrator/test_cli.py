@@ -42,6 +42,7 @@ def test_plan_shows_the_batch_algebra(capsys):
 
 def test_plan_of_a_hub_model_knows_its_size_once_it_is_downloaded(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     arguments = ["plan", "--config", "quickstart", "model.path=org/small"]
     assert main(arguments) == OK
     assert capsys.readouterr().out.count("unknown: the model's config.json is not here yet") == 4
