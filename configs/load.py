@@ -17,8 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from configs import checks
 from configs.errors import UserError
 from configs.schema import RunConfig
+from configs.secrets import SECRET_NAME
 
 COMMAND_LINE = "command line"
+_FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z0-9_]+)")
 Scalar = str | int | float | bool
 
 
@@ -258,6 +260,17 @@ def _accepts(key: str, value: Any, origin: str, problems: list[str]) -> bool:
             fits = False
     if not fits:
         problems.append(f"{origin}: {key}: expected {_described(leaf.hint)}, found {_shown(value)}")
+    named = (
+        [match[1] for item in items if isinstance(item, str) for match in _FROM_ENVIRONMENT.finditer(item)]
+        if fits
+        else []
+    )
+    if secret := next((name for name in named if SECRET_NAME.search(name)), None):
+        problems.append(
+            f"{origin}: {key}: expected no secret (it would be written to config.yaml, MLflow and the report), found the "
+            f"environment variable {secret}"
+        )
+        return False
     return fits
 
 

@@ -91,3 +91,10 @@ def test_what_would_count_twice_delete_or_leak_is_refused(override, words):
 def test_the_home_directory_is_found_in_run_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_config("quickstart", ["run.dir=~/runs"]).run_dir == tmp_path / "runs" / "quickstart"
+
+
+def test_a_secret_of_the_environment_does_not_get_into_the_configuration(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "abcdefgh")
+    with pytest.raises(ConfigError, match=r"expected no secret .* found the environment variable MY_API_KEY") as caught:
+        load_config("quickstart", ["tracking.experiment=${oc.env:MY_API_KEY}"])
+    assert "abcdefgh" not in str(caught.value)
