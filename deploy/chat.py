@@ -1,17 +1,15 @@
 """Prompts for the device: the chat template rendered as transformers renders it, token ids by `tokenizers`."""
 
-import datetime
 import json
 from pathlib import Path
-from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from deploy.manifest import ExportError
+from deploy.templates import count_steps, make_environment
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Chat:
@@ -19,32 +17,51 @@ class Chat:
 
     def __init__(self, directory: Path) -> None:
         """Raises ExportError when something is missing, or the template is none."""
+        self._directory = directory
         try:
             self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-            config = json.loads((directory / "tokenizer_config.json").read_text())
+            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+            # A file of its own goes before the entry in tokenizer_config.json.
+            path = directory / "chat_template.jinja"
+            source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+            special = {key: config.get(key) for key in SPECIAL_TOKENS}
         except Exception as error:  # `tokenizers` raises plain Exception
-            raise ExportError(f"{directory}: expected tokenizer.json and tokenizer_config.json ({error})") from error
-        # A file of its own goes before the entry in tokenizer_config.json.
-        path = directory / "chat_template.jinja"
-        source = path.read_text() if path.is_file() else config.get("chat_template")
+            raise ExportError(
+                f"{directory}: expected tokenizer.json and tokenizer_config.json ({_in_one_line(error)})"
+            ) from error
         if not isinstance(source, str) or not source:
             raise ExportError(f"{directory}: expected a chat template, found none")
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise ExportError(f"{directory}: expected a chat template, found text that is none ({error})") from error
+            self._template = make_environment().from_string(source)
+        except Exception as error:  # Jinja works out what is constant already here
+            raise ExportError(
+                f"{directory}: expected a chat template, found text that is none ({_in_one_line(error)})"
+            ) from error
         self._special = {
-            key: value["content"] if isinstance(value, dict) else value
-            for key, value in config.items()
-            if key in ("bos_token", "eos_token", "pad_token", "unk_token") and value
+            key: value.get("content") if isinstance(value, dict) else value for key, value in special.items() if value
         }
+        for key, value in self._special.items():
+            if not isinstance(value, str):
+                raise ExportError(
+                    f"{directory / 'tokenizer_config.json'}, {key}: expected text, found {special[key]!r}"
+                )
 
     def prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids `[P]` of a chat that the assistant is to go on with."""
-        text = self._template.render(
+        """Token ids `[P]` of a chat that the assistant is to go on with. Raises ExportError where the template fails or
+        does not end."""
+        try:
+            text = count_steps(self._render, messages)
+        except Exception as error:  # whatever a template can do wrong
+            raise ExportError(
+                f"{self._directory}: expected a chat template that a chat can be put in, found one that cannot "
+                f"({_in_one_line(error)})"
+            ) from error
+        return self.encode(text)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return self._template.render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
         )
-        return self.encode(text)
 
     def encode(self, text: str) -> list[int]:
         """Without special tokens around it."""
@@ -69,21 +86,5 @@ class TextStream:
         return self._stream.step(self._tokenizer, token_id) or ""
 
 
-def _environment() -> jinja2.Environment:
-    """What chat templates may rely on: transformers' own settings, filters and functions."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    # Jinja's own filter escapes HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

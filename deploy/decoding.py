@@ -9,6 +9,7 @@ from deploy.llama import LlamaContext
 
 EMBEDDING_BATCH = 128
 """Tokens of one decode that yields states: llama.cpp computes logits for each of them too, and keeps them."""
+SMALLEST_TEMPERATURE = 1e-6
 
 OnToken = Callable[[int, int], None]
 """(number of the sequence, token id), as they come; forced tokens too."""
@@ -17,7 +18,7 @@ OnToken = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     temperature: float
-    """0 is greedy."""
+    """0 is greedy, and so is what is too small to divide by."""
     top_p: float = 1.0
     seed: int = 0
 
@@ -117,7 +118,7 @@ def verification_states(context: LlamaContext, grown: Sequence[Growing], suffix:
 
 def sample(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
     """A token id from logits `[V]`: softmax(logits / T), cut to the most likely ones whose sum reaches top_p."""
-    if sampling.temperature == 0:
+    if sampling.temperature < SMALLEST_TEMPERATURE:
         return int(logits.argmax())
     weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature), dtype=np.float32)
     if sampling.top_p < 1:

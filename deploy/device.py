@@ -34,7 +34,7 @@ def run_device(arguments: argparse.Namespace) -> int:
     except PromptError as error:
         print(f"device: {error}", file=sys.stderr)
         return BAD_USAGE
-    except (ExportError, RuntimeError) as error:
+    except (ExportError, RuntimeError, OSError, MemoryError) as error:
         print(f"device: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

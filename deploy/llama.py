@@ -88,6 +88,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_model_n_embd": (c_int32, (c_void_p,)),
+    "llama_model_n_ctx_train": (c_int32, (c_void_p,)),
     "llama_init_from_model": (c_void_p, (c_void_p, _ContextParams)),
     "llama_free": (None, (c_void_p,)),
     "llama_n_ctx": (c_uint32, (c_void_p,)),
@@ -166,6 +167,8 @@ class LlamaModel:
         self.num_tokens: int = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._handle))
         """Of the vocabulary, V."""
         self.hidden_size: int = self._library.llama_model_n_embd(self._handle)
+        self.max_positions: int = self._library.llama_model_n_ctx_train(self._handle)
+        """That it was trained for."""
 
     def close(self) -> None:
         """After the contexts of this model."""

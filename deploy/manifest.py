@@ -6,15 +6,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
-BASE_FILE, ADAPTER_FILE, HEADS_FILE = "base.gguf", "adapter.gguf", "heads.safetensors"
-TOKENIZER_DIR, PEFT_DIR, MERGED_DIR, CARD_FILE = "tokenizer", "adapter", "merged", "MODEL_CARD.md"
-START_RULE = "prompt_len - 1"
+from configs.errors import UserError
+from deploy.manifest_rules import (
+    ADAPTER_FILE,
+    BASE_FILE,
+    FORMAT_VERSION,
+    HEADS_FILE,
+    MANIFEST_FILE,
+    START_RULE,
+    TOKENIZER_DIR,
+    first_problem,
+)
+
+__all__ = [
+    "ADAPTER_FILE",
+    "BASE_FILE",
+    "CARD_FILE",
+    "HEADS_FILE",
+    "MANIFEST_FILE",
+    "MERGED_DIR",
+    "PEFT_DIR",
+    "TOKENIZER_DIR",
+    "ExportError",
+    "Manifest",
+    "check_files",
+    "describe_files",
+    "file_sha256",
+    "read_manifest",
+]
+
+PEFT_DIR, MERGED_DIR, CARD_FILE = "adapter", "merged", "MODEL_CARD.md"
 
 
-class ExportError(RuntimeError):
-    """An export directory that cannot be used; one line that names the file, what was expected and what was found."""
+class ExportError(UserError, RuntimeError):
+    """An export directory that cannot be used, or a file of it; one line that names it, what was expected and found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,48 +85,70 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises ExportError for a directory that is no export, and for one of another format."""
+    """Raises ExportError for a directory that is no export, for one of another format, and for a value that is missing
+    or cannot be."""
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise ExportError(f"{directory}: expected an export directory with {MANIFEST_FILE}, found none")
     try:
-        raw = json.loads(path.read_text())
-        if raw.pop("format_version") != FORMAT_VERSION:
-            raise ExportError(f"{path}: expected format_version {FORMAT_VERSION}; this export needs another Terse")
-        lists = ("stop_token_ids", "forced_answer_token_ids", "budgets_tokens")
-        values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in raw.items()}
-        manifest = Manifest(**values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        problem = first_problem(raw)
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path}: expected the manifest of an export, found something else ({error})") from error
-    if manifest.start_rule != START_RULE:
-        raise ExportError(f"{path}, start_rule: expected {START_RULE!r}, found {manifest.start_rule!r}")
-    return manifest
+    if problem:
+        separator = ":" if problem.startswith("expected") else ","
+        raise ExportError(f"{path}{separator} {problem}")
+    del raw["format_version"]
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Manifest(**values)
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
-    """Raises ExportError naming the first file that is missing or is not the one that was exported."""
+    """Raises ExportError naming the first file that is missing, is not the one that was exported, or is not of the
+    export. Tells damage and mix-ups; whoever can change a file can change the manifest as well."""
     for name, expected in manifest.files.items():
         path = directory / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ExportError(f"{directory}: expected files inside the directory, the manifest names {name}")
         if not path.is_file():
             raise ExportError(f"{path}: expected this file of the export, found none")
-        size = path.stat().st_size
+        try:
+            size, found = path.stat().st_size, ""
+            if size == expected["size_bytes"]:
+                found = file_sha256(path)
+        except OSError as error:
+            raise ExportError(f"{path}: expected this file of the export, it cannot be read ({error})") from error
         if size != expected["size_bytes"]:
             raise ExportError(f"{path}: expected {expected['size_bytes']} bytes, found {size}; the file is damaged")
-        if (found := file_sha256(path)) != expected["sha256"]:
+        if found != expected["sha256"]:
             raise ExportError(
                 f"{path}: expected SHA-256 {expected['sha256'][:16]}…, found {found[:16]}…; the file is damaged"
+            )
+    for path in _files(directory):
+        if path.relative_to(directory).as_posix() not in manifest.files:
+            raise ExportError(
+                f"{path}: expected only files that {MANIFEST_FILE} lists, found another one; it is no part of the export"
             )
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Every file of a directory but the manifest, for the manifest."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     return {
         path.relative_to(directory).as_posix(): {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
-        for path in paths
+        for path in _files(directory)
     }
+
+
+def _files(directory: Path) -> list[Path]:
+    manifest = directory / MANIFEST_FILE
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path != manifest)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which may name a key twice where one would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return values
 
 
 def file_sha256(path: Path) -> str:

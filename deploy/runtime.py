@@ -4,7 +4,6 @@ The prompt is computed once, without the adapter. In reasoning mode the last pro
 adapter on, over the same KV cells (`start = prompt_len - 1`): that is all that switching costs.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +24,23 @@ from deploy.decoding import (
 )
 from deploy.device_heads import DeviceHeads, PromptPooler, read_heads
 from deploy.llama import KvType, LlamaContext, LlamaModel
-from deploy.manifest import ADAPTER_FILE, BASE_FILE, HEADS_FILE, TOKENIZER_DIR, check_files, read_manifest
+from deploy.manifest import (
+    ADAPTER_FILE,
+    BASE_FILE,
+    HEADS_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_DIR,
+    ExportError,
+    check_files,
+    read_manifest,
+)
+from deploy.manifest_rules import MAX_TEMPERATURE, is_temperature
 from deploy.voting import answer_key, vote
 
 Mode = Literal["auto", "base", "reasoning"]
 BATCH_TOKENS = 512
 MAX_SEQUENCES = 64
+MAX_THREADS = 1024
 SMALL_BASE_BYTES = 16 << 20
 """A smaller base is computed by one thread: a second one waits longer for the first than it computes."""
 OnEvent = Callable[[str, Any], None]
@@ -97,7 +107,9 @@ class DeviceModel:
 
     def __init__(self, directory: Path, num_threads: int = 0, kv_type: KvType = "f16") -> None:
         """`num_threads` 0: one for each core this process may use, or one for a small base. Raises ExportError, naming
-        the file, for an export that is damaged or does not fit together."""
+        the file, for an export that is damaged or does not fit together, PromptError for another number of threads."""
+        if not 0 <= num_threads <= MAX_THREADS:
+            raise PromptError(f"threads: expected from 0 to {MAX_THREADS}, found {num_threads}")
         self.manifest = read_manifest(directory)
         check_files(directory, self.manifest)
         self.chat = Chat(directory / TOKENIZER_DIR)
@@ -107,9 +119,30 @@ class DeviceModel:
         self._context: LlamaContext | None = None
         self.model = LlamaModel(directory / BASE_FILE, directory / ADAPTER_FILE)
         self.heads: DeviceHeads | None = None
-        if HEADS_FILE in self.manifest.files:
-            self.heads = read_heads(directory / HEADS_FILE, self.manifest.base_sha256, self.model.hidden_size)
-            self._suffix = self.chat.encode(self.heads.verification_prompt)
+        try:
+            if HEADS_FILE in self.manifest.files:
+                self.heads = read_heads(directory / HEADS_FILE, self.manifest.base_sha256, self.model.hidden_size)
+                self._suffix = self.chat.encode(self.heads.verification_prompt)
+            self._check_fit(directory / MANIFEST_FILE)
+        except ExportError:
+            self.model.close()
+            raise
+
+    def _check_fit(self, path: Path) -> None:
+        """Raises ExportError for values of the manifest that are not of this base and these heads."""
+        manifest, num_tokens = self.manifest, self.model.num_tokens
+        for key in ("stop_token_ids", "forced_answer_token_ids"):
+            if (largest := max(getattr(manifest, key), default=0)) >= num_tokens:
+                raise ExportError(f"{path}, {key}: expected token ids below {num_tokens}, found {largest}")
+        if manifest.max_length_tokens > self.model.max_positions > 0:
+            raise ExportError(
+                f"{path}, max_length_tokens: expected at most {self.model.max_positions}, for which {BASE_FILE} was made, "
+                f"found {manifest.max_length_tokens}"
+            )
+        if self.heads is not None and manifest.switcher not in (None, {"threshold": self.heads.threshold}):
+            raise ExportError(
+                f"{path}, switcher: expected threshold {self.heads.threshold} of {HEADS_FILE}, found {manifest.switcher}"
+            )
 
     def __enter__(self) -> "DeviceModel":
         return self
@@ -164,6 +197,10 @@ class DeviceModel:
         """The chat with the budget named in it, as tokens `[P]`."""
         if not request.question.strip():
             raise PromptError("the prompt is empty; expected a question")
+        try:
+            request.question.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt: expected text in UTF-8, found something else ({error})") from error
         manifest, question = self.manifest, request.question
         budget = request.budget_tokens
         if budget is None:
@@ -236,8 +273,10 @@ class DeviceModel:
         temperature = request.temperature
         if temperature is None:
             temperature = self.manifest.sampling["temperature"]
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise PromptError(f"temperature: expected at least 0, found {temperature}")
+        if not is_temperature(temperature):
+            raise PromptError(f"temperature: expected at least 0 and at most {MAX_TEMPERATURE:g}, found {temperature}")
+        if request.seed < 0:
+            raise PromptError(f"seed: expected at least 0, found {request.seed}")
         return Sampling(temperature=temperature, top_p=self.manifest.sampling["top_p"], seed=request.seed)
 
     def _limits(self, request: Request, num_prompt_tokens: int) -> Limits:

@@ -146,6 +146,7 @@ def test_an_end_token_at_the_cap_is_not_followed_by_a_forced_answer():
 def test_sampling_follows_temperature_and_top_p():
     logits, rng = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32)), np.random.default_rng(0)
     assert sample(logits, Sampling(temperature=0.0), rng) == 0
+    assert sample(logits, Sampling(temperature=1e-45), rng) == 0
     drawn = [sample(logits, Sampling(temperature=1.0), rng) for _ in range(4000)]
     assert np.bincount(drawn, minlength=4) / 4000 == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
     # At T = 0.5 probabilities are squared: 0.25, 0.0625, 0.0225, 0.01 of 0.345.
@@ -283,7 +284,18 @@ def test_missing_cut_and_foreign_files_are_refused_in_one_line(tmp_path, export_
 
 
 def test_bad_requests_end_with_status_two_in_one_line(plain_export, capsys):
-    for arguments in (["--prompt", ""], ["--prompt", "1+" * 300], ["--prompt", "1", "--n", "99"]):
+    one = ["--prompt", "1"]
+    for arguments in (
+        ["--prompt", ""],
+        ["--prompt", "1+" * 300],
+        ["--prompt", "\udcff"],
+        [*one, "--n", "99"],
+        [*one, "--seed", "-1"],
+        [*one, "--threads", "-1"],
+        [*one, "--temperature", "nan"],
+        [*one, "--temperature", "1e30"],
+        [*one, "--budget", "-1"],
+    ):
         assert main([str(plain_export), *arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
