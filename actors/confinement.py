@@ -239,8 +239,10 @@ def make_filter(machine: str) -> list[Instruction]:
     if machine in _OPEN:
         program += _judge_argument(_OPEN[machine], 1, writing)
     program += _judge_argument(_CLONE[machine], 0, [(_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD)])
-    # Asking for a limit passes no new one.
-    program += _judge_argument(_PRLIMIT[machine], 2, [(_JUMP_EQUAL, 1, 0, 0)])
+    # Asking for a limit: of process 0, which is this one, and with no new limit, which is an address of two words.
+    words = [_ARGUMENTS_OFFSET, _ARGUMENTS_OFFSET + 16, _ARGUMENTS_OFFSET + 20]
+    zeros = [step for word in words for step in ((_LOAD, 0, 0, word), (_JUMP_EQUAL, 1, 0, 0), deny)]
+    program += [(_JUMP_EQUAL, 0, len(zeros) + 1, _PRLIMIT[machine]), *zeros, allow]
     program += _judge_argument(_FCNTL[machine], 1, _one_of(_FCNTL_COMMANDS))
     program += _judge_argument(_IOCTL[machine], 1, _one_of(_IOCTL_REQUESTS))
     return [*program, deny]

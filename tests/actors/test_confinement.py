@@ -106,7 +106,8 @@ def test_network_writing_and_processes_are_refused(outcome):
 def judged(machine: str, number: int, arguments=(0, 0, 0), arch: int | None = None) -> int:
     """What the filter says to a system call: the instructions, interpreted as the kernel's manual defines them."""
     data = {0: number, 4: arch or {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]}
-    data |= {16 + 8 * index: value for index, value in enumerate(arguments)}
+    for index, value in enumerate(arguments):
+        data |= {16 + 8 * index: value & 0xFFFFFFFF, 20 + 8 * index: value >> 32}
     program, place, accumulator = make_filter(machine), 0, 0
     while True:
         operation, if_true, if_false, operand = program[place]
@@ -138,6 +139,10 @@ ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
         ("x86_64", 435, (), ENOSYS),  # clone3
         ("x86_64", 302, (0, 4, 0), ALLOW),  # getrlimit
         ("x86_64", 302, (0, 4, 1), EPERM),  # setrlimit
+        ("x86_64", 302, (0, 4, 1 << 32), EPERM),  # with an address whose lower half is 0
+        ("x86_64", 302, (1, 4, 0), EPERM),  # of another process
+        ("aarch64", 261, (0, 4, 1 << 32), EPERM),
+        ("aarch64", 261, (0, 4, 0), ALLOW),
         ("x86_64", 0x40000000 + 41, (), EPERM),  # socket of x32
         ("aarch64", 63, (), ALLOW),  # read
         ("aarch64", 198, (), EPERM),  # socket
