@@ -51,6 +51,12 @@ START_TIMEOUT_S = 120.0
 OWNER_GONE_GRACE_S = 5.0
 """A child this long past a deadline has no owner left to kill it."""
 STDERR_TAIL_BYTES = 4000
+MAX_ERROR_CHARS = 2000
+"""Of the reason why a reference answer is refused."""
+MAX_LINE_BYTES = 2**16
+"""Of a message from the child; a longer one counts as a crash."""
+JUDGED = (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)
+"""What a verifier can say."""
 MAX_ANSWER_CHARS = 500
 """Of an answer that a verdict brings back."""
 ENVIRONMENT = re.compile(
@@ -118,12 +124,10 @@ class Scorer:
             self._at_work.send(request, self._deadline_s)
             for _ in texts:
                 reply = self._at_work.receive(self._deadline_s)
-                if "error" in reply:
-                    raise ValueError(reply["error"])
-                verdicts.append(AnswerVerdict(outcome=Outcome(reply["outcome"]), answer=reply["answer"]))
+                verdicts.append(_read_verdict(reply))
         except TimeoutError:
             return Outcome.TIMEOUT
-        except (EOFError, ConnectionError):
+        except (EOFError, ConnectionError, _Nonsense):
             return Outcome.CRASHED
         except KeyboardInterrupt:
             self._at_work.kill()  # or the next call would read the verdicts of this one
@@ -180,7 +184,7 @@ class _Process:
             return self._unconfined
         try:
             self._unconfined = self.receive(START_TIMEOUT_S)["unconfined"]
-        except (EOFError, ConnectionError, TimeoutError) as error:
+        except (EOFError, ConnectionError, TimeoutError, _Nonsense) as error:
             self._process.kill()
             status = self._process.wait()
             reason = f"not ready after {START_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else "it ended"
@@ -196,7 +200,8 @@ class _Process:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next message. Raises TimeoutError, or EOFError or ConnectionError when the child is gone."""
+        """The next message. Raises TimeoutError, EOFError or ConnectionError when the child is gone, _Nonsense when it
+        is no message."""
         deadline = time.monotonic() + timeout_s
         while (end := self._received.find(b"\n")) < 0:
             remaining_s = deadline - time.monotonic()
@@ -207,9 +212,17 @@ class _Process:
             if not data:
                 raise EOFError
             self._received += data
+            if len(self._received) > MAX_LINE_BYTES and b"\n" not in self._received[:MAX_LINE_BYTES]:
+                raise _Nonsense(f"expected a line of at most {MAX_LINE_BYTES} bytes, got more")
         line = bytes(self._received[:end])
         del self._received[: end + 1]
-        return json.loads(line)
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _Nonsense(f"expected JSON, got {line[:100]!r}") from error
+        if not isinstance(message, dict):
+            raise _Nonsense(f"expected an object, got {line[:100]!r}")
+        return message
 
     def kill(self) -> None:
         self._process.kill()
@@ -228,6 +241,20 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
 
 
+class _Nonsense(Exception):
+    """The child sent what it does not send unless a text has taken it over."""
+
+
+def _read_verdict(reply: dict[str, Any]) -> AnswerVerdict:
+    """Raises ValueError for a reference answer that the child refuses, _Nonsense for what is no verdict."""
+    match reply:
+        case {"error": str(message)}:
+            raise ValueError(message)
+        case {"outcome": str(outcome), "answer": str(answer)} if outcome in JUDGED and len(answer) <= MAX_ANSWER_CHARS:
+            return AnswerVerdict(outcome=Outcome(outcome), answer=answer)
+    raise _Nonsense(f"expected a verdict, got keys {sorted(reply)[:5]}")
+
+
 def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconfined: str) -> None:
     """The child's loop: say that it is ready, and why it is not confined, then answer until the owner closes its end."""
     with connection, connection.makefile("rb") as requests:
@@ -240,7 +267,7 @@ def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconf
                 try:
                     verdict = judge(verify, text, request["reference_answer"], request["labels"])
                 except ValueError as error:
-                    _send_line(connection, {"error": str(error)})
+                    _send_line(connection, {"error": str(error)[:MAX_ERROR_CHARS]})
                     break  # the rest has the same reference answer
                 _send_line(connection, dataclasses.asdict(verdict))
             signal.setitimer(signal.ITIMER_REAL, 0)

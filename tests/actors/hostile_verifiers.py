@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 import time
 
 from rewards.base import AnswerVerdict
@@ -10,7 +11,7 @@ from rewards.math_answer import verify_answer
 
 
 def verify_unless_told_otherwise(text: str, reference_answer: str) -> AnswerVerdict:
-    """`HANG`, `HANG IN C`, `SLEEP`, `EXIT`, `KILL`, `MEMORY`, `RAISE` do that; other texts are verified."""
+    """`HANG`, `HANG IN C`, `SLEEP`, `EXIT`, `KILL`, `MEMORY`, `RAISE` do that, `SAY …` and `FLOOD` write to the owner; other texts are verified."""
     match text:
         case "HANG":
             while True:
@@ -27,4 +28,14 @@ def verify_unless_told_otherwise(text: str, reference_answer: str) -> AnswerVerd
             bytearray(64 * 2**30)
         case "RAISE":
             raise KeyError("a bug")
+        case "FLOOD":
+            while True:
+                say(b"x" * 2**16)
+    if text.startswith("SAY "):
+        say(text.removeprefix("SAY ").encode() + b"\n")
     return verify_answer(text, reference_answer)
+
+
+def say(data: bytes) -> None:
+    """To the owner, past the protocol."""
+    os.write(int(sys.argv[sys.argv.index("--socket-fd") + 1]), data)

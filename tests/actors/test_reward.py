@@ -1,5 +1,6 @@
 """The reward actor over real scoring processes, with real and injected hangs, crashes and floods."""
 
+import json
 import os
 import signal
 import subprocess
@@ -164,6 +165,25 @@ def test_hostile_completions_cost_only_themselves_among_a_thousand_healthy_ones(
         hostile[i][1] if i in hostile else (Outcome.WRONG if i % 2 else Outcome.CORRECT) for i in range(len(texts))
     ]
     assert outcomes(hostile_scorer, texts) == expected
+
+
+def test_what_a_process_sends_is_a_verdict_or_counts_as_a_crash(hostile_scorer):
+    sent = [
+        "[1]",
+        "x",
+        "{}",
+        "[" * 60_000,
+        '{"outcome": "crashed", "answer": ""}',
+        '{"outcome": "correct", "answer": 3}',
+    ]
+    sent += [json.dumps({"outcome": "correct", "answer": "8" * 501})]
+    for text in [*(f"SAY {line}" for line in sent), "FLOOD"]:
+        assert outcomes(hostile_scorer, [text, "83"]) == [Outcome.CRASHED, Outcome.CORRECT]
+
+
+def test_a_very_long_reference_answer_that_is_refused_is_no_crash(hostile_scorer):
+    with pytest.raises(ValueError, match="expected one of A, B, found"):
+        hostile_scorer.verify(["A"], "C" * 100_000, ("A", "B"))
 
 
 def test_a_group_that_only_crashes_is_all_crashed(hostile_scorer):
