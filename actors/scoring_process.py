@@ -17,7 +17,6 @@ allows that; it finds no tokens or keys in its environment. Its group's texts an
 """
 
 import argparse
-import dataclasses
 import importlib
 import json
 import logging
@@ -55,8 +54,8 @@ MAX_ERROR_CHARS = 2000
 """Of the reason why a reference answer is refused."""
 MAX_LINE_BYTES = 2**16
 """Of a message from the child; a longer one counts as a crash."""
-JUDGED = (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)
-"""What a verifier can say."""
+JUDGED = {outcome.value: outcome for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)}
+"""What a verifier can say, by the name that travels."""
 MAX_ANSWER_CHARS = 500
 """Of an answer that a verdict brings back."""
 ENVIRONMENT = re.compile(
@@ -247,11 +246,12 @@ class _Nonsense(Exception):
 
 def _read_verdict(reply: dict[str, Any]) -> AnswerVerdict:
     """Raises ValueError for a reference answer that the child refuses, _Nonsense for what is no verdict."""
-    match reply:
-        case {"error": str(message)}:
-            raise ValueError(message)
-        case {"outcome": str(outcome), "answer": str(answer)} if outcome in JUDGED and len(answer) <= MAX_ANSWER_CHARS:
-            return AnswerVerdict(outcome=Outcome(outcome), answer=answer)
+    name, answer = reply.get("outcome"), reply.get("answer")
+    outcome = JUDGED.get(name) if isinstance(name, str) else None
+    if outcome is not None and isinstance(answer, str) and len(answer) <= MAX_ANSWER_CHARS:
+        return AnswerVerdict(outcome=outcome, answer=answer)
+    if isinstance(reply.get("error"), str):
+        raise ValueError(reply["error"])
     raise _Nonsense(f"expected a verdict, got keys {sorted(reply)[:5]}")
 
 
@@ -269,14 +269,13 @@ def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconf
                 except ValueError as error:
                     _send_line(connection, {"error": str(error)[:MAX_ERROR_CHARS]})
                     break  # the rest has the same reference answer
-                _send_line(connection, dataclasses.asdict(verdict))
+                _send_line(connection, {"outcome": verdict.outcome, "answer": verdict.answer[:MAX_ANSWER_CHARS]})
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def judge(verify: Verifier, text: str, reference_answer: str, labels: Sequence[str]) -> AnswerVerdict:
-    """One verdict, its answer cut at `MAX_ANSWER_CHARS`. Raises ValueError for a bad reference answer."""
-    verdict = verify_label(text, reference_answer, labels) if labels else verify(text, reference_answer)
-    return dataclasses.replace(verdict, answer=verdict.answer[:MAX_ANSWER_CHARS])
+    """One verdict. Raises ValueError for a bad reference answer."""
+    return verify_label(text, reference_answer, labels) if labels else verify(text, reference_answer)
 
 
 def _send_line(connection: socket.socket, message: dict[str, Any]) -> None:
