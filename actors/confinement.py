@@ -26,104 +26,37 @@ _FIRST_X32_CALL = 0x40000000
 """x86-64 has a second set of numbers for the same calls."""
 
 # Numbers of the kernel's tables (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
+# fmt: off
 _ALLOWED = {
     "x86_64": {
         *(0, 1, 3, 8, 17, 19, 20, 32, 292),  # read, write, close, lseek, pread64, readv, writev, dup, dup3
-        *(
-            4,
-            5,
-            6,
-            21,
-            78,
-            79,
-            89,
-            217,
-            221,
-        ),  # stat, fstat, lstat, access, getdents, getcwd, readlink, getdents64, fadvise64
+        *(4, 5, 6, 21, 78, 79, 89, 217, 221),  # stat, fstat, lstat, access, getdents, getcwd, readlink, getdents64, fadvise64
         *(262, 267, 269, 332, 439),  # newfstatat, readlinkat, faccessat, statx, faccessat2
         *(9, 10, 11, 12, 25, 28),  # mmap, mprotect, munmap, brk, mremap, madvise
         *(13, 14, 15, 131, 36, 38),  # rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack, getitimer, setitimer
         *(7, 23, 270, 271),  # poll, select, pselect6, ppoll
         *(44, 45, 48, 51, 54, 55),  # sendto, recvfrom, shutdown, getsockname, setsockopt, getsockopt: of what is open
-        *(
-            24,
-            35,
-            96,
-            100,
-            201,
-            228,
-            229,
-            230,
-        ),  # sched_yield, nanosleep, gettimeofday, times, time, clock_gettime, _getres, _nanosleep
+        *(24, 35, 96, 100, 201, 228, 229, 230),  # sched_yield, nanosleep, gettimeofday, times, time, clock_gettime, _getres, _nanosleep
         *(202, 218, 273, 324, 334),  # futex, set_tid_address, set_robust_list, membarrier, rseq
-        *(
-            39,
-            63,
-            97,
-            98,
-            99,
-            186,
-            204,
-            309,
-        ),  # getpid, uname, getrlimit, getrusage, sysinfo, gettid, sched_getaffinity, getcpu
+        *(39, 63, 97, 98, 99, 186, 204, 309),  # getpid, uname, getrlimit, getrusage, sysinfo, gettid, sched_getaffinity, getcpu
         *(102, 104, 107, 108, 110, 111),  # getuid, getgid, geteuid, getegid, getppid, getpgrp
         *(60, 231, 318),  # exit, exit_group, getrandom
     },
     "aarch64": {
         *(57, 62, 63, 64, 65, 66, 67, 23, 24),  # close, lseek, read, write, readv, writev, pread64, dup, dup3
-        *(
-            17,
-            48,
-            61,
-            78,
-            79,
-            80,
-            223,
-            291,
-            439,
-        ),  # getcwd, faccessat, getdents64, readlinkat, newfstatat, fstat, fadvise64, statx, faccessat2
+        *(17, 48, 61, 78, 79, 80, 223, 291, 439),  # getcwd, faccessat, getdents64, readlinkat, newfstatat, fstat, fadvise64, statx, faccessat2
         *(214, 215, 216, 222, 226, 233),  # brk, munmap, mremap, mmap, mprotect, madvise
-        *(
-            132,
-            134,
-            135,
-            139,
-            102,
-            103,
-        ),  # sigaltstack, rt_sigaction, rt_sigprocmask, rt_sigreturn, getitimer, setitimer
+        *(132, 134, 135, 139, 102, 103),  # sigaltstack, rt_sigaction, rt_sigprocmask, rt_sigreturn, getitimer, setitimer
         *(72, 73),  # pselect6, ppoll
-        *(
-            204,
-            206,
-            207,
-            208,
-            209,
-            210,
-        ),  # getsockname, sendto, recvfrom, setsockopt, getsockopt, shutdown: of what is open
-        *(
-            101,
-            113,
-            114,
-            115,
-            124,
-            153,
-            169,
-        ),  # nanosleep, clock_gettime, _getres, _nanosleep, sched_yield, times, gettimeofday
+        *(204, 206, 207, 208, 209, 210),  # getsockname, sendto, recvfrom, setsockopt, getsockopt, shutdown: of what is open
+        *(101, 113, 114, 115, 124, 153, 169),  # nanosleep, clock_gettime, _getres, _nanosleep, sched_yield, times, gettimeofday
         *(96, 98, 99, 283, 293),  # set_tid_address, futex, set_robust_list, membarrier, rseq
-        *(
-            123,
-            160,
-            163,
-            165,
-            168,
-            172,
-            178,
-            179,
-        ),  # sched_getaffinity, uname, getrlimit, getrusage, getcpu, getpid, gettid, sysinfo
+        *(123, 160, 163, 165, 168, 172, 178, 179),  # sched_getaffinity, uname, getrlimit, getrusage, getcpu, getpid, gettid, sysinfo
         *(173, 174, 175, 176, 177),  # getppid, getuid, geteuid, getgid, getegid
         *(93, 94, 278),  # exit, exit_group, getrandom
     },
 }
+# fmt: on
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE3 = 435

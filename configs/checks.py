@@ -6,6 +6,7 @@ refused here. A problem names the key, what was expected and what was found.
 
 import math
 import operator
+import os
 import re
 import string
 from collections.abc import Iterator
@@ -175,6 +176,9 @@ def _secret_problems(config: RunConfig) -> Iterator[str]:
 def _run_problems(config: RunConfig) -> Iterator[str]:
     if not RUN_NAME.fullmatch(config.run.name):
         yield expected("run.name", "letters, digits, '.', '_' and '-' (it names a directory)", config.run.name)
+    place = next((path for path in (config.run_dir, *config.run_dir.parents) if path.exists()), None)
+    if place is not None and not (place.is_dir() and os.access(place, os.W_OK)):
+        yield expected("run.dir", f"a directory that can be written to ({place} is none)", config.run.dir)
     for key in ("run.dir", "model.path", "tracking.experiment"):
         if not value_at(config, key).strip():
             yield expected(key, "text", value_at(config, key))
@@ -204,7 +208,17 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
         for cap in value if isinstance(value, tuple) else [value]:
             if cap >= limit:
                 yield expected(key, f"less than the {limit} tokens that a completion may have", cap)
-    if config.max_prompt_tokens < MIN_PROMPT_TOKENS <= room - config.evaluation.max_completion_tokens:
+    longest = max(config.rollout.max_completion_tokens, config.evaluation.max_completion_tokens)
+    verification = len(config.heads.verification_prompt.encode()) if config.heads.num_tasks else 0
+    if longest <= room < longest + verification:
+        which = "rollout" if longest == config.rollout.max_completion_tokens else "evaluation"
+        yield expected(
+            f"{which}.max_completion_tokens",
+            f"at most {room - verification} (model.max_length_tokens {config.model.max_length_tokens} less "
+            f"{MIN_PROMPT_TOKENS} for the prompt and {verification} for heads.verification_prompt)",
+            longest,
+        )
+    elif config.max_prompt_tokens < MIN_PROMPT_TOKENS and longest <= room:
         yield expected(
             "budget.answer_tokens",
             f"room for the longest cap, budget.forced_answer_text and the answer in model.max_length_tokens "

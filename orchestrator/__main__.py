@@ -232,9 +232,10 @@ def show_report(path: Path) -> dict[str, Any]:
 
 
 def format_problems(error: "ConfigError") -> str:
+    if len(error.problems) == 1:
+        return f"configuration refused: {error.problems[0]}"
     lines = "\n".join(f"  - {problem}" for problem in error.problems)
-    count = len(error.problems)
-    return f"configuration refused ({count} problem{'s' if count != 1 else ''}):\n{lines}"
+    return f"configuration refused ({len(error.problems)} problems):\n{lines}"
 
 
 def set_up_logging(verbose: bool) -> None:

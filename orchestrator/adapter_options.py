@@ -37,6 +37,9 @@ def adapter_problems(config: RunConfig) -> Iterator[str]:
     except ValueError as error:
         yield f"sft.adapter: {path}: expected JSON, found something else ({error})"
         return
+    if not isinstance(options, dict):
+        yield f"sft.adapter: {path}: expected PEFT's options by name, found a {type(options).__name__}"
+        return
     for name in EMPTY_OPTIONS:
         if options.get(name):
             yield f"sft.adapter: {path}: expected no {name}, found {options[name]!r:.80}"
@@ -70,7 +73,7 @@ def _metadata_problems(path: Path, options: dict[str, Any]) -> Iterator[str]:
         try:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             inside = json.loads(header.get("__metadata__", {}).get("adapter_config", "{}"))
-        except (ValueError, MemoryError, OverflowError):
+        except (ValueError, AttributeError, MemoryError, OverflowError):
             yield f"sft.adapter: {weights}: expected safetensors, found something else"
             return
     for name, value in inside.items():

@@ -115,7 +115,8 @@ def render(template: str, row: Row, where: str) -> str:
     """Fill a template from row fields. Raises ValueError naming row and field when one is missing or empty."""
     field_names(template)
     parts = string.Formatter().parse(template)
-    return "".join(text + (read_text(row, name, where) if name else "") for text, name, _, _ in parts).strip()
+    filled = (text + (format(read_text(row, name, where), form or "") if name else "") for text, name, form, _ in parts)
+    return "".join(filled).strip()
 
 
 def read_text(row: Row, field: str, where: str) -> str:

@@ -20,7 +20,7 @@ from actors.scoring_process import Scorer
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import Prompt, Task
 from configs.load import ConfigError
-from configs.models import weights_sha256
+from configs.models import is_hub_name, weights_sha256
 from configs.schema import RunConfig
 from deploy.device_heads import read_heads
 from deploy.manifest import (
@@ -109,6 +109,13 @@ def trained_base(config: RunConfig) -> Path:
     return int4_base(config) if config.model.base_precision == "int4" else native_base(config)
 
 
+def name_base(adapter_dir: Path, config: RunConfig, base_dir: Path) -> None:
+    """Write the base's name into the exported copy of the adapter, by which PEFT finds it."""
+    path = adapter_dir / adapters.CONFIG_FILE
+    name = config.model.path if is_hub_name(config.model.path) else str(base_dir.resolve())
+    run_files.write_text(path, json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}, indent=2))
+
+
 def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, directory: Path, run_id: str) -> None:
     """Everything but the model card."""
     from deploy import gguf
@@ -121,6 +128,7 @@ def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, direct
     grid = read_grid(base_dir) if section.precision == "int4" else {}
     gguf.write_base(base_dir, directory / BASE_FILE, section.precision, section.embeddings, grid)
     adapters.write_directory(packed_adapter, directory / PEFT_DIR)
+    name_base(directory / PEFT_DIR, config, base_dir)
     gguf.write_adapter(directory / PEFT_DIR, hf_config, directory / ADAPTER_FILE)
     tokenizer.save_pretrained(directory / TOKENIZER_DIR)
     if section.merged:

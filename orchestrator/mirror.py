@@ -56,10 +56,11 @@ class Mirror:
         Raises RuntimeError when the run that is here lies behind the copy, which going on would overwrite.
         """
         there = self._list()
-        if there and not there & {CONFIG_FILE, EVENTS_FILE} and not any(map(_is_of_checkpoint, there)):
+        foreign = {name for name in there if name.partition("/")[0] not in OURS}
+        if foreign and EVENTS_FILE not in there and not any(map(_is_manifest, there)):
             raise UserError(
                 f"run.mirror: expected an empty place or a copy of a run, found other files in {self._root}, such as "
-                f"{min(there)}; nothing was changed there"
+                f"{min(foreign)}; nothing was changed there"
             )
         if CONFIG_FILE not in there:
             return False

@@ -1,7 +1,6 @@
 """The stages in order, each skipped when its output is already there: sft, rl, heads, evaluate, protocols, export, report."""
 
 import itertools
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,12 @@ from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.protocols import evaluate_protocols, is_complete
 from orchestrator.report import build_report
+from orchestrator.result_settings import (
+    begin_evaluation,
+    is_evaluated_otherwise,
+    refuse_other_export,
+    write_export_settings,
+)
 from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.sft import fine_tune
 from orchestrator.sft_data import SftRows
@@ -66,9 +71,6 @@ PLACEMENT_SETTINGS = (
     *("rollout.num_actors", "reward.num_actors", "reward.deadline_s"),
 )
 """Placement and memory, which may change too unless the run is deterministic: they round differently."""
-EVALUATION_SETTINGS = ("evaluation.", "scaling.", "data.evaluation.", "budget.")
-EXPORT_SETTINGS_FILE = "export_settings.json"
-"""In the run directory: the settings that `export` was made with."""
 HEADS_SETTINGS = ("heads.", "data.easy.", "data.hard.")
 """What may change too as long as there are no heads."""
 
@@ -183,7 +185,7 @@ def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: s
     """Needs no cluster; the report's figures and numbers go into the model card. Returns the path of the new report."""
     with part_of(config.run_dir, "export"), start_tracker(config, "export", parent_run_id=parent.run_id) as tracker:
         tracker.log_metrics(export(config, require_adapter(config, stage), parent.run_id, force), step=0)
-        run_files.write_text(config.run_dir / EXPORT_SETTINGS_FILE, json.dumps(export_settings(config), indent=1))
+        write_export_settings(config)
     return build_report(config.run_dir)
 
 
@@ -206,11 +208,7 @@ def run_heads(stage: Stage) -> None:
 def run_evaluation(stage: Stage) -> None:
     """Every policy on the same held-out prompts, in one go, then what the heads and more samples make of the last."""
     config = stage.config
-    if is_evaluated_otherwise(config):
-        log.info("evaluate: the settings have changed, everything is measured again")
-        for policy in EVALUATED:
-            (config.run_dir / "evaluation" / f"{policy}.jsonl").unlink(missing_ok=True)
-    run_files.write_text(config.run_dir / run_files.SETTINGS_FILE, json.dumps(evaluation_settings(config), indent=1))
+    begin_evaluation(config)
     prompts = held_out_prompts(config, stage.tokenizer)
     caps = [make_cap(cap, config.budget, stage.tokenizer) for cap in config.evaluation.caps_tokens]
     if caps:
@@ -232,22 +230,6 @@ def run_evaluation(stage: Stage) -> None:
         evaluate_switcher(stage, prompts, heads, *by_mode)
     if config.scaling.num_tasks:
         evaluate_scaling(stage, prompts, heads, version)
-
-
-def evaluation_settings(config: RunConfig) -> dict[str, Any]:
-    """What the figures of the evaluation depend on besides the policies."""
-    flat = as_flat_dict(config)
-    return {
-        key: value
-        for key, value in flat.items()
-        if key.startswith(EVALUATION_SETTINGS) and key != "evaluation.num_actors"
-    }
-
-
-def is_evaluated_otherwise(config: RunConfig) -> bool:
-    """Whether the evaluation that is there was made with other settings."""
-    made_with = run_files.read_json(config.run_dir / run_files.SETTINGS_FILE)
-    return made_with is not None and made_with != json.loads(json.dumps(evaluation_settings(config)))
 
 
 def run_protocols(stage: Stage) -> None:
@@ -306,32 +288,13 @@ def is_done(config: RunConfig, stage: str) -> bool:
     if stage == "protocols":
         return is_complete(config, EVALUATED)
     if stage == "export":
-        if config.export.at_end:
+        if config.export.at_end and is_exported(config.run_dir):
             refuse_other_export(config)
         return is_exported(config.run_dir) or not config.export.at_end
     if stage == "sft" and config.sft.adapter:
         return True
     section = config.sft if stage == "sft" else config.rl
     return checkpoint.completed_adapter(config.run_dir / stage, section.num_steps) is not None
-
-
-def refuse_other_export(config: RunConfig) -> None:
-    """Raises UserError when the export that is there was made with other settings."""
-    made_with = run_files.read_json(config.run_dir / EXPORT_SETTINGS_FILE)
-    here = export_settings(config)
-    if is_exported(config.run_dir) and made_with is not None and made_with != here:
-        changed = ", ".join(
-            f"{key} {made_with.get(key)!r} → {here[key]!r}" for key in here if made_with.get(key) != here[key]
-        )
-        raise UserError(
-            f"{config.run_dir / 'export'}: made with other settings ({changed}); `terse export --force` makes it again, "
-            "export.at_end=false leaves it"
-        )
-
-
-def export_settings(config: RunConfig) -> dict[str, Any]:
-    flat = as_flat_dict(config)
-    return {key: value for key, value in flat.items() if key.startswith("export.") and key != "export.at_end"}
 
 
 def require_adapter(config: RunConfig, stage: str) -> bytes:

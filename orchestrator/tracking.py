@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from configs.errors import UserError
 from configs.load import as_flat_dict, dump_config
 from configs.schema import RunConfig, TrackingSection
+from orchestrator.result_settings import evaluation_settings
 from orchestrator.run_files import write_text
 
 IDS_FILE = "mlflow.json"
@@ -52,7 +53,7 @@ class Tracker:
     def __init__(self, client: Any, run_id: str):
         self._client = client
         self.run_id = run_id
-        """Empty while the run could not be begun yet; then that is the first thing to be sent."""
+        """Empty for one that could not be begun yet; to begin is the first thing to be sent then."""
         self._unsent: deque[Callable[[], object]] = deque()
         self._not_before_s = 0.0
 
@@ -147,12 +148,13 @@ def start_tracker(config: RunConfig, stage: str, parent_run_id: str | None = Non
 
     Ends it as FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
-    tracker = Tracker(None, "")
-    if _was_reached(config):
+    if ids := _read_ids(config):
+        # The run directory has runs in the store already: while that is away, the run goes on and what it is to get waits.
+        tracker = Tracker(None, ids.get(stage, ""))
         tracker.begin(lambda: _open(config, stage, parent_run_id))
     else:
         check_store(config)
-        tracker._client, tracker.run_id = _patiently(lambda: _open(config, stage, parent_run_id), config)
+        tracker = Tracker(*_patiently(lambda: _open(config, stage, parent_run_id), config))
     try:
         yield tracker
     except BaseException as error:  # Ctrl-C too, or the run would stay RUNNING for good
@@ -200,12 +202,6 @@ def check_store(config: RunConfig) -> None:
                 f"{key}: expected a tracking server at {uri}, which does not answer ({error}); start it, or leave the "
                 "setting empty for an SQLite file beside the runs"
             ) from error
-
-
-def _was_reached(config: RunConfig) -> bool:
-    """Whether this run directory has runs in the store already: then a server that is away is waited for while the run
-    goes on."""
-    return bool(_read_ids(config))
 
 
 def _patiently(call: Callable[[], Any], config: RunConfig) -> Any:
@@ -364,12 +360,21 @@ def _resume(client: Any, config: RunConfig, stage: str) -> str | None:
     if run_id is None:
         return None
     try:
+        if stage == "evaluate" and _was_evaluated_otherwise(client.get_run(run_id).data.params, config):
+            return None  # its parameters are those of its figures
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
         if is_away(error):
             raise
         return None  # Another tracking store than the one the run directory began with.
     return run_id
+
+
+def _was_evaluated_otherwise(params: dict[str, str], config: RunConfig) -> bool:
+    return any(
+        params.get(key, str(value)) != str(value)[:MAX_PARAM_CHARS]
+        for key, value in evaluation_settings(config).items()
+    )
 
 
 def _read_ids(config: RunConfig) -> dict[str, str]:

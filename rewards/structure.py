@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rewards.quantity import read_quantity
+from rewards.quantity import equal_quantities, read_quantity
 from rewards.words import as_words
 
 EqualAtoms = Callable[[str, str], bool]
@@ -135,8 +135,6 @@ def _with_name(node: Node, name: str) -> Node:
 def _read_equation(text: str, sides: list[str]) -> Node:
     quantities = [read_quantity(side) for side in sides]
     if all(quantities):
-        from rewards.quantity import equal_quantities
-
         last = quantities[-1]
         same = all(
             quantity is not None and last is not None and equal_quantities(quantity, last) for quantity in quantities

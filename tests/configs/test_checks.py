@@ -118,6 +118,11 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"rollout.max_completion_tokens": 369},
         "rollout.max_completion_tokens: expected at most 368 (model.max_length_tokens 384 less 16 for the prompt), found",
     ),
+    (
+        {"rollout.max_completion_tokens": 368},
+        "rollout.max_completion_tokens: expected at most 367 (model.max_length_tokens 384 less 16 for the prompt and 1 for "
+        "heads.verification_prompt), found 368",
+    ),
     ({"evaluation.max_completion_tokens": 384}, "evaluation.max_completion_tokens: expected at most 368"),
     ({"learner.micro_batch_tokens": 383}, "learner.micro_batch_tokens: expected at least model.max_length_tokens 384"),
     ({"lora.rank": 64}, "lora.rank: expected at most engine.max_lora_rank 32, found 64"),
@@ -173,7 +178,7 @@ def test_a_wrong_value_is_refused_with_key_expected_and_found(changes, expected)
 ALLOWED: list[dict[str, Any]] = [
     {"learner.num_ranks": 2, "learner.zero_stage": 3},
     {"learner.offload_optimizer": True, "learner.zero_stage": 2, "learner.num_gpus_per_rank": 1},
-    {"rollout.max_completion_tokens": 368, "evaluation.max_completion_tokens": 368},
+    {"rollout.max_completion_tokens": 367, "evaluation.max_completion_tokens": 367},
     {"budget.buckets_tokens": (600,), "reward.length": "none"},
     {"budget.buckets_tokens": (100, 600)},
     {"evaluation.temperature": 0.0, "evaluation.top_p": 0.9},

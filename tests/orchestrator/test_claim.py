@@ -6,7 +6,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import ConfigError, dump_config, load_config
-from orchestrator import pipeline, run_files
+from orchestrator import pipeline, result_settings, run_files
 
 
 def config_of(tmp_path, *overrides):
@@ -39,21 +39,38 @@ def test_rl_may_grow_and_what_was_made_of_its_earlier_end_keeps_its_files(tmp_pa
 def test_an_evaluation_under_other_settings_is_made_again(tmp_path):
     config = config_of(tmp_path)
     (config.run_dir / "evaluation").mkdir()
-    settings = json.dumps(pipeline.evaluation_settings(config))
+    settings = json.dumps(result_settings.evaluation_settings(config))
     (config.run_dir / run_files.SETTINGS_FILE).write_text(settings)
-    assert not pipeline.is_evaluated_otherwise(config)
-    assert pipeline.is_evaluated_otherwise(config_of(tmp_path, "evaluation.temperature=0"))
-    assert not pipeline.is_evaluated_otherwise(config_of(tmp_path, "evaluation.num_actors=1"))
+    assert not result_settings.is_evaluated_otherwise(config)
+    assert result_settings.is_evaluated_otherwise(config_of(tmp_path, "evaluation.temperature=0"))
+    assert not result_settings.is_evaluated_otherwise(config_of(tmp_path, "evaluation.num_actors=1"))
+
+
+def test_no_part_of_an_evaluation_under_other_settings_passes_for_complete(tmp_path):
+    config = config_of(tmp_path)
+    (config.run_dir / "evaluation").mkdir()
+    result_settings.begin_evaluation(config)
+    names = ("evaluation/base.jsonl", "evaluation/rl.jsonl", run_files.SCALING_FILE, run_files.SWITCHER_FILE)
+    for name in names:
+        (config.run_dir / name).write_text("")
+    result_settings.begin_evaluation(config)
+    assert all((config.run_dir / name).is_file() for name in names)
+    changed = config_of(tmp_path, "evaluation.temperature=0")
+    result_settings.begin_evaluation(changed)
+    assert not any((config.run_dir / name).exists() for name in names)
+    assert not result_settings.is_evaluated_otherwise(changed)
 
 
 def test_an_export_with_other_settings_is_refused_with_what_differs(tmp_path):
     config = config_of(tmp_path, "export.precision=f16")
     (config.run_dir / "export").mkdir()
     (config.run_dir / "export" / "manifest.json").write_text("{}")
-    (config.run_dir / pipeline.EXPORT_SETTINGS_FILE).write_text(json.dumps(pipeline.export_settings(config)))
-    pipeline.refuse_other_export(config)
+    (config.run_dir / result_settings.EXPORT_SETTINGS_FILE).write_text(
+        json.dumps(result_settings.export_settings(config))
+    )
+    result_settings.refuse_other_export(config)
     with pytest.raises(UserError, match=r"export\.precision 'f16' → 'int4'.*--force"):
-        pipeline.refuse_other_export(config_of(tmp_path, "export.precision=int4"))
+        result_settings.refuse_other_export(config_of(tmp_path, "export.precision=int4"))
 
 
 @pytest.mark.parametrize("name", ["1e5", "0x10", "true", "null", "2026-01-01", "1_000", "010", "on"])

@@ -77,6 +77,7 @@ def test_a_mistake_of_a_person_is_one_line(capsys, tmp_path):
         (["report", str(tmp_path / "nope")], "expected a run directory with config.yaml"),
         (["run", "--config", "quickstart", f"run.dir={tmp_path}/file"], "run.dir: expected a directory"),
         (["export", "--config", "quickstart", f"run.dir={tmp_path}/file"], "run.dir: expected a directory"),
+        (["plan", "--config", "quickstart", f"run.dir={tmp_path}/file"], "run.dir: expected a directory"),
     ):
         assert main(arguments) == BAD_USAGE
         errors = capsys.readouterr().err.strip().splitlines()

@@ -41,6 +41,8 @@ def test_an_export_is_whole_and_runs(tmp_path, packed, tiny_model_dir, capsys):
     write_heads(config.run_dir / "heads" / "heads.safetensors", weights_sha256(tiny_model_dir), 192)
     metrics = export(config, packed, run_id="abc")
     directory = config.run_dir / "export"
+    options = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert options["base_model_name_or_path"] == str(tiny_model_dir)
     manifest = read_manifest(directory)
     check_files(directory, manifest)
     names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}

@@ -125,6 +125,7 @@ def test_a_place_with_other_peoples_files_is_refused_and_left_alone(tmp_path):
     place = tmp_path / "copies" / "Documents"
     place.mkdir(parents=True)
     (place / "thesis.txt").write_text("years of work")
+    (place / "config.yaml").write_text("of another program")
     config = load_config(
         "quickstart", [f"run.dir={tmp_path}/runs", "run.name=Documents", f"run.mirror=file://{tmp_path}/copies"]
     )

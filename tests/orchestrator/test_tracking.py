@@ -203,3 +203,24 @@ def test_a_damaged_list_of_runs_is_named_and_new_ones_are_begun(config, caplog, 
         pass
     assert "mlflow.json: expected the ids of MLflow runs" in caplog.text
     assert read_run(config, tracker.run_id).info.status == "FINISHED"
+
+
+def test_an_evaluation_under_other_settings_gets_a_run_of_its_own(config):
+    with start_tracker(config, "evaluate") as first:
+        pass
+    with start_tracker(config, "evaluate") as again:
+        pass
+    changed = replace(config, evaluation=replace(config.evaluation, temperature=0.0))
+    with start_tracker(changed, "evaluate") as second:
+        pass
+    assert again.run_id == first.run_id != second.run_id
+    assert read_run(config, second.run_id).data.params["evaluation.temperature"] == "0.0"
+    assert read_run(config, first.run_id).data.params["evaluation.temperature"] == str(config.evaluation.temperature)
+
+
+def test_children_of_a_run_that_is_resumed_while_the_store_is_away_know_their_parent(config, monkeypatch):
+    with start_tracker(config, "pipeline") as parent:
+        pass
+    monkeypatch.setattr("orchestrator.tracking.PATIENCE_S", 0.0)
+    with start_tracker(with_uri(config, "http://127.0.0.1:1"), "pipeline") as resumed:
+        assert resumed.run_id == parent.run_id
