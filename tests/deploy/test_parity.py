@@ -1,6 +1,7 @@
 """The comparison of an export with the training stack: nothing to find on a right one, and what a wrong one shows."""
 
 import dataclasses
+import math
 
 from actors import adapters
 from configs.export_schema import ExportSection
@@ -67,11 +68,13 @@ def test_completions_that_part_at_a_tie_are_counted_apart(
     random_model, random_adapter, plain_export, tmp_path, monkeypatch
 ):
     adapters.write_directory(adapters.perturbed(random_adapter, seed=1), tmp_path / "other")
-    strict = compare(plain_export, Reference(random_model, tmp_path / "other")).modes["reasoning"]
-    assert strict.agreement_but_ties == strict.greedy_agreement < 1.0
-    monkeypatch.setattr("deploy.parity.TIE_NATS", strict.max_margin)
-    loose = compare(plain_export, Reference(random_model, tmp_path / "other")).modes["reasoning"]
-    assert (loose.greedy_agreement, loose.agreement_but_ties) == (strict.greedy_agreement, 1.0)
+    reference = Reference(random_model, tmp_path / "other")
+    # Each number is held against others of its own run: a busy machine may round another way the next time.
+    for tie_nats in (-1.0, math.inf):
+        monkeypatch.setattr("deploy.parity.TIE_NATS", tie_nats)
+        found = compare(plain_export, reference).modes["reasoning"]
+        assert found.greedy_agreement < 1.0
+        assert found.agreement_but_ties == (1.0 if tie_nats > 0 else found.greedy_agreement)
 
 
 def test_each_tolerance_is_checked():
