@@ -21,7 +21,7 @@ import numpy as np
 from actors import adapters, kv_sharing
 from actors.engine_log import read_cause
 from actors.features import WANTED, StateReader, Wanted
-from actors.owned_directory import OwnedDirectory
+from actors.owned_directory import OwnedDirectory, children_shared_memory
 from actors.types import AdapterRef
 from configs.schema import EngineSection, ModelSection
 
@@ -121,6 +121,7 @@ class Engine:
             max_num_batched_tokens=config.max_batched_tokens or None,
             block_size=cast(Any, config.block_tokens or (32 if on_cpu else None)),
             num_gpu_blocks_override=config.num_kv_blocks or None,
+            kv_cache_memory_bytes=round(config.kv_cache_gib * 2**30) if on_cpu else None,
             enable_prefix_caching=True,
             enable_lora=True,
             max_lora_rank=cast(Any, config.max_lora_rank),
@@ -143,6 +144,7 @@ class Engine:
             lambda method, arguments: self._ask(self._llm.collective_rpc(method, args=arguments))
         )
         self._directory = OwnedDirectory("terse-adapters-", MEMORY if os.access(MEMORY, os.W_OK) else None)
+        self._directory.adopt(children_shared_memory())
         self._num_adapters = num_adapters
         self._loaded: dict[int, tuple[AdapterRef, Any]] = {}
         self._outdated: list[Any] = []  # to be dropped once no request runs on them
@@ -354,8 +356,9 @@ def _set_environment(config: EngineSection) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     if config.num_gpus == 0:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
         # Binding threads to cores would pin them where the learner's threads run.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # vLLM's own variable takes whole GiB, and would win over the configuration.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         os.environ["OMP_NUM_THREADS"] = str(config.num_threads)

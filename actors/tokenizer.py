@@ -6,6 +6,9 @@ from typing import Any
 
 from configs.schema import ModelSection
 
+PROBE = "terse"
+"""What an assistant says to see how a chat template ends its turn."""
+
 
 def load_tokenizer(model_path: str, model: ModelSection) -> Any:
     """The model's tokenizer; ValueError when it has no chat template."""
@@ -18,14 +21,16 @@ def load_tokenizer(model_path: str, model: ModelSection) -> Any:
 
 
 def stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:
-    """End tokens of the tokenizer and of the model's generation config (chat models often name several), which follows from
-    config.json where there is none, as in transformers. The same for a directory and a hub name.
+    """What ends a completion: the tokenizer's end token, those of the model's generation config (chat models often name
+    several), which follows from config.json where there is none, as in transformers, and the token that the chat template
+    ends an assistant's turn with. The same for a directory and a hub name.
 
-    Raises ValueError when neither names one.
+    Raises ValueError when none of them names one.
     """
     ids = {tokenizer.eos_token_id} - {None}
     named = _named_end_tokens(model_path)
     ids |= set(named if isinstance(named, list) else [named]) - {None}
+    ids |= _turn_end_tokens(tokenizer)
     if not ids:
         raise ValueError(f"model.path {model_path!r}: expected an end token in tokenizer or generation config")
     return tuple(sorted(ids))
@@ -43,3 +48,22 @@ def _named_end_tokens(model_path: str) -> Any:
             settings = json.loads(path.read_text())
             return settings.get("eos_token_id", (settings.get("text_config") or {}).get("eos_token_id"))
     return None
+
+
+def _turn_end_tokens(tokenizer: Any) -> set[int]:
+    """The special token that follows the assistant's words in the chat template; empty when there is none.
+
+    Example: ChatML writes `terse<|im_end|>\\n`, so `<|im_end|>` ends a turn although a base model's tokenizer may say
+    `<|endoftext|>`.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # whatever a template raises; rows and prompts say it in words
+        return set()
+    _, said, rest = text.rpartition(PROBE)
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if said else []
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    return set([token for token in ids if token in special][:1])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.data_schema import ARITHMETIC, SftSource, TaskSource
+from configs.engine_checks import engine_problems, kv_cache_problems
 from configs.export_checks import int4_problems
 from configs.heads_checks import heads_problems
 from configs.models import DATA_FORMATS, context_tokens, data_format, directory_problem, is_local_data, is_local_model
@@ -76,6 +77,7 @@ def problems(config: RunConfig) -> list[str]:
         *protocol_problems(config.protocols),
         *_sharding_problems(config),
         *_rl_problems(config),
+        *engine_problems(config),
         *_learner_problems(config),
         *_colocation_problems(config),
     ]
@@ -110,7 +112,7 @@ def model_problems(config: RunConfig, hf_config: dict[str, Any]) -> list[str]:
             f"engine.num_gpus: expected a divisor of the {num_heads} attention heads of {config.model.path}, "
             f"found {config.engine.num_gpus}"
         )
-    return [*found, *int4_problems(config, hf_config)]
+    return [*found, *kv_cache_problems(config, hf_config), *int4_problems(config, hf_config)]
 
 
 def value_at(config: RunConfig, key: str) -> Any:

@@ -199,16 +199,21 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def report_again(run_dir: Path) -> dict[str, Any]:
-    """Of a run, or of a sweep with all its trials."""
-    from orchestrator.report import build_report
+    """Of a run, or of a sweep with all its trials. A run that is going on writes its own."""
+    from orchestrator.report import build_report, require_run_dir
+    from orchestrator.run_files import SWEEP_LOCK_FILE, sole_writer
 
     if not (run_dir / "sweep.json").is_file():
-        return show_report(build_report(run_dir))
+        require_run_dir(run_dir)
+        with sole_writer(run_dir):
+            return show_report(build_report(run_dir))
     from orchestrator.sweep_report import build_sweep_report
 
-    for trial in sorted((run_dir / "trials").glob("*/config.yaml")):
-        build_report(trial.parent)
-    return show_sweep(build_sweep_report(run_dir))
+    with sole_writer(run_dir, SWEEP_LOCK_FILE):
+        for trial in sorted((run_dir / "trials").glob("*/config.yaml")):
+            with sole_writer(trial.parent):
+                build_report(trial.parent)
+        return show_sweep(build_sweep_report(run_dir))
 
 
 def show_sweep(path: Path) -> dict[str, Any]:

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from configs.schema import RunConfig
 from deploy.manifest import CARD_FILE, read_manifest
+from orchestrator.markdown import make_environment
 from orchestrator.report import headline, table_rows
 
 CARD_FIGURES = ("caps.png", "lengths.png")
@@ -24,17 +23,18 @@ def write_card(config: RunConfig, directory: Path, parity: dict[str, Any], quant
         if (source := config.run_dir / "figures" / name).is_file():
             shutil.copyfile(source, directory / name)
             figures.append(name)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("orchestrator"), trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    text = environment.get_template("model_card.md.j2").render(
-        manifest=read_manifest(directory),
-        config=config,
-        headline=headline(summary),
-        table=table_rows(summary),
-        figures=figures,
-        parity=parity,
-        quantisation=quantisation,
+    text = (
+        make_environment()
+        .get_template("model_card.md.j2")
+        .render(
+            manifest=read_manifest(directory),
+            config=config,
+            headline=headline(summary),
+            table=table_rows(summary),
+            figures=figures,
+            parity=parity,
+            quantisation=quantisation,
+        )
     )
     path = directory / CARD_FILE
     path.write_text(text)

@@ -83,6 +83,20 @@ def tokenizer_problems(config: RunConfig, directory: Path) -> Iterator[str]:
         yield f"{where}: expected a tokenizer with a chat template, found none in {directory}"
 
 
+def is_tied(hf_config: dict[str, Any]) -> bool:
+    """Whether input and output embedding are one matrix: what config.json says, else the architecture's default, which
+    differs (Gemma's is true, and Google's files leave it out)."""
+    for settings in (hf_config, hf_config.get("text_config") or {}):
+        if "tie_word_embeddings" in settings:
+            return bool(settings["tie_word_embeddings"])
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.for_model(hf_config.get("model_type", "")).tie_word_embeddings)
+    except (ValueError, AttributeError):  # a model type that transformers does not know
+        return False
+
+
 def read_shapes(directory: Path) -> Shapes:
     """Shapes of all tensors, from the headers of the files that the index names, else of `model.safetensors`.
 

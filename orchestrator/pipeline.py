@@ -18,9 +18,10 @@ from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.errors import UserError
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
+from configs.models import is_hub_name
 from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
-from orchestrator.base_model import base_model_path
+from orchestrator.base_model import base_model_path, native_base
 from orchestrator.cluster import start_cluster
 from orchestrator.dispatcher import is_lost_object
 from orchestrator.evaluate import evaluate, evaluate_caps
@@ -30,7 +31,7 @@ from orchestrator.export import export, is_exported
 from orchestrator.fit_heads import fit_heads
 from orchestrator.metrics import as_metrics, length_reduction, summarise
 from orchestrator.mirror import Mirror
-from orchestrator.plan import check_hub, check_model
+from orchestrator.plan import check_fetched_model, check_hub, check_model
 from orchestrator.probe import prove_cap_holds
 from orchestrator.prompts import held_out_prompts, make_cap
 from orchestrator.protocols import evaluate_protocols, is_complete
@@ -43,7 +44,7 @@ from orchestrator.result_settings import (
 )
 from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.sft import fine_tune
-from orchestrator.sft_data import SftRows
+from orchestrator.sft_data import RowCheck, SftRows
 from orchestrator.stage import Stage
 from orchestrator.tracking import Tracker, start_tracker
 from orchestrator.train import train
@@ -71,6 +72,8 @@ PLACEMENT_SETTINGS = (
     *("rollout.num_actors", "reward.num_actors", "reward.deadline_s"),
 )
 """Placement and memory, which may change too unless the run is deterministic: they round differently."""
+ROW_CHECK_S = 10.0
+"""How long the start of a cluster waits for a look at all SFT rows; the rest of it goes on meanwhile."""
 HEADS_SETTINGS = ("heads.", "data.easy.", "data.hard.")
 """What may change too as long as there are no heads."""
 
@@ -133,11 +136,18 @@ def run_missing(config: RunConfig, stages: Sequence[str], mirror: Mirror) -> Pat
 
 def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror: Mirror) -> None:
     """Start the cluster once and run the stages on it."""
+    if is_hub_name(config.model.path):
+        check_fetched_model(config, native_base(config))
     model_path = base_model_path(config)
+    tokenizer = load_tokenizer(model_path, config.model)
+    row_check = RowCheck(make_sft_rows(config, tokenizer)) if "sft" in names else None
     with ExitStack() as stack:
         with part_of(config.run_dir, "start"):
+            if row_check is not None:
+                row_check.wait(ROW_CHECK_S)
             cluster = stack.enter_context(start_cluster(config, model_path, partial(record_event, config.run_dir)))
-            tokenizer = load_tokenizer(model_path, config.model)
+            if row_check is not None:
+                row_check.wait()
         for name in names:
             with part_of(config.run_dir, name), start_tracker(config, name, parent_run_id=parent.run_id) as tracker:
                 run_stage(
@@ -189,9 +199,12 @@ def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: s
     return build_report(config.run_dir)
 
 
+def make_sft_rows(config: RunConfig, tokenizer: Any) -> SftRows:
+    return SftRows(config, tokenizer, stop_token_ids(base_model_path(config), tokenizer))
+
+
 def run_sft(stage: Stage) -> None:
-    end_tokens = stop_token_ids(base_model_path(stage.config), stage.tokenizer)
-    fine_tune(stage, SftRows(stage.config, stage.tokenizer, end_tokens))
+    fine_tune(stage, make_sft_rows(stage.config, stage.tokenizer))
 
 
 def run_rl(stage: Stage) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.checks import model_problems
-from configs.data_schema import ARITHMETIC
+from configs.data_schema import ARITHMETIC, TaskSource
 from configs.errors import UserError
 from configs.load import ConfigError, dump_config
 from configs.models import is_hub_name, is_local_data, resolve_model_path
+from configs.protocols import load_protocols
 from configs.schema import RunConfig
 from orchestrator.adapter_options import adapter_problems
-from orchestrator.model_files import architecture_problems, tokenizer_problems, weight_problems
+from orchestrator.model_files import architecture_problems, is_tied, tokenizer_problems, weight_problems
+from orchestrator.rendering_checks import rendering_problems
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -108,14 +110,14 @@ def make_plan(config: RunConfig) -> Plan:
 def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
     """Of the local files that tasks come from. Raises ConfigError for a file that cannot be read, naming key, file and row."""
     found: dict[str, SourceReferences] = {}
-    for name, source in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
+    for name, source in task_sources(config).items():
         if source.source == ARITHMETIC or not is_local_data(source.source):
             continue
         from orchestrator.reference_checks import check_references
-        from orchestrator.tasks import load_tasks
+        from orchestrator.tasks import read_tasks
 
         try:
-            tasks = load_tasks(source)
+            tasks = read_tasks(source)
             problems = check_references(tasks)
         except UserError as error:
             raise ConfigError([f"{name}: {error}"]) from error
@@ -125,6 +127,14 @@ def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
             examples=tuple(problem.text for problem in problems[:3]),
         )
     return found
+
+
+def task_sources(config: RunConfig) -> dict[str, TaskSource]:
+    """Where the run's tasks come from, by the setting that says so."""
+    sources = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
+    if config.heads.num_tasks and config.heads.switcher_labels == "sources":
+        sources |= {"data.easy": config.data.easy, "data.hard": config.data.hard}
+    return sources | {f"protocol {found.name}": found.source for found in load_protocols(config.protocols)}
 
 
 def check_model(config: RunConfig) -> None:
@@ -137,10 +147,21 @@ def check_model(config: RunConfig) -> None:
     if hf_config:
         problems += [*model_problems(config, hf_config), *architecture_problems(config, hf_config)]
     if not is_hub_name(config.model.path):
-        directory = Path(resolve_model_path(config.model.path))
-        problems += [*weight_problems(config, directory), *tokenizer_problems(config, directory)]
+        problems += directory_problems(config, Path(resolve_model_path(config.model.path)))
     if problems:
         raise ConfigError(problems)
+
+
+def check_fetched_model(config: RunConfig, directory: Path) -> None:
+    """`check_model` for what a hub name stands for, once it is here."""
+    if problems := directory_problems(config, directory):
+        raise ConfigError(problems)
+
+
+def directory_problems(config: RunConfig, directory: Path) -> list[str]:
+    """Of weights and tokenizer, and when both are there of what the chat template makes of the data."""
+    found = [*weight_problems(config, directory), *tokenizer_problems(config, directory)]
+    return found or list(rendering_problems(config, directory))
 
 
 def check_hub(config: RunConfig) -> None:
@@ -182,7 +203,7 @@ def count_parameters(hf_config: dict[str, Any]) -> int:
     """Linear layers and embeddings of a Llama-like model (norms and biases are left out)."""
     block = sum(rows * columns for rows, columns in _widths(hf_config).values())
     embeddings = hf_config["vocab_size"] * hf_config["hidden_size"]
-    num_embeddings = 1 if hf_config.get("tie_word_embeddings", False) else 2
+    num_embeddings = 1 if is_tied(hf_config) else 2
     return hf_config["num_hidden_layers"] * block + num_embeddings * embeddings
 
 

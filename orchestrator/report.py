@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from actors.types import EvaluationRecord
 from configs.errors import UserError
 from orchestrator import events, figures, run_files, scaling_report
+from orchestrator.markdown import make_environment
 from orchestrator.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
 from orchestrator.tracking import git_commit, library_versions
 
@@ -25,8 +25,7 @@ def build_report(run_dir: Path) -> Path:
 
     Raises UserError for a directory that is no run, ValueError naming file and line for a damaged file.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir}: expected a run directory with config.yaml, found none")
+    require_run_dir(run_dir)
     records = {policy: found for policy in POLICIES if (found := run_files.read_records(run_dir, policy))}
     capped = {policy: caps for policy in records if (caps := run_files.read_capped_records(run_dir, policy))}
     metrics = run_files.read_metrics(run_dir)
@@ -55,22 +54,20 @@ def build_report(run_dir: Path) -> Path:
     return render(run_dir, "report", content)
 
 
+def require_run_dir(directory: Path) -> None:
+    """Raises UserError for a directory that is no run's."""
+    if not (directory / "config.yaml").is_file():
+        raise UserError(f"{directory}: expected a run directory with config.yaml, found none")
+
+
 def render(directory: Path, template: str, content: dict[str, Any]) -> Path:
     """`<template>.html.j2` and `.md.j2` as `report.html` and `report.md`; returns the path of the former."""
     loader = PackageLoader("orchestrator", "templates")
     html = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html.filters["data_uri"] = data_uri
-    markdown = Environment(
-        loader=loader, autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    markdown.filters["block"] = as_block
+    markdown = make_environment()
     run_files.write_text(directory / "report.md", markdown.get_template(f"{template}.md.j2").render(**content))
     return run_files.write_text(directory / "report.html", html.get_template(f"{template}.html.j2").render(**content))
-
-
-def as_block(text: str) -> str:
-    """Text as an indented block of Markdown: no character in it ends the block."""
-    return "\n    ".join(re.split(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", text))
 
 
 Capped = dict[str, dict[int, list[EvaluationRecord]]]

@@ -13,7 +13,7 @@ heads/heads.safetensors        both heads (`actors.heads`); heads/metrics.json: 
 timings.json                   seconds per stage, summed over resumes
 events.jsonl                   what happened besides (`orchestrator.events`)
 ledger.jsonl                   what became of every prompt of RL (`orchestrator.ledger`)
-.lock                          held by the process that runs in the directory
+.lock                          held by the process that runs in the directory; .sweep.lock: by a sweep whose directory it is
 """
 
 import fcntl
@@ -37,6 +37,8 @@ SWITCHER_FILE = "evaluation/switcher.json"
 SETTINGS_FILE = "evaluation/settings.json"
 PROTOCOLS_FILE = "evaluation/protocols.json"
 LOCK_FILE = ".lock"
+SWEEP_LOCK_FILE = ".sweep.lock"
+"""Another one, since the SFT stage that trials share is a run in the sweep's directory."""
 
 PromptText = Callable[[Prompt], str]
 """How a prompt reads: its tokens, decoded."""
@@ -188,12 +190,16 @@ def drop_cut_line(path: Path) -> None:
 
 
 @contextmanager
-def sole_writer(run_dir: Path) -> Iterator[None]:
+def sole_writer(run_dir: Path, lock_file: str = LOCK_FILE) -> Iterator[None]:
     """One process at a time in a run directory: two would take its steps twice. The lock goes with the process.
 
-    Raises UserError when another process has it.
+    Raises UserError when another process has it, or the directory cannot be written to.
     """
-    with (run_dir / LOCK_FILE).open("a") as file:
+    try:
+        file = (run_dir / lock_file).open("a")
+    except OSError as error:
+        raise UserError(f"{run_dir}: expected a directory that can be written to, found {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -6,17 +6,20 @@ the model is trained on the token sequences that it will generate.
 """
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from actors.types import TrainRow
 from configs.data_schema import ARITHMETIC
+from configs.errors import UserError
 from configs.schema import RunConfig
 from orchestrator import arithmetic
 from orchestrator.datasets import Rows, apply_preset, load_rows, read_conversation, with_system_prompt
 from orchestrator.tasks import adapter_start, seeded_rng, shuffled_position, with_budget
+from rewards.base import THINK_CLOSE
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,14 @@ MIN_BUDGET_TOKENS = 10
 MAX_ATTEMPTS = 1000
 """Rows in a row that are too long before the data counts as unusable."""
 
+NUM_SHOWN = 3
+"""Rows that cannot be used, of those that are counted."""
+
 Messages = list[dict[str, str]]
+
+
+class TurnsRewritten(ValueError):
+    """The chat template changes what stood in earlier turns once another follows."""
 
 
 class SftRows:
@@ -55,10 +65,7 @@ class SftRows:
         limit = self._config.model.max_length_tokens
         for attempt in range(MAX_ATTEMPTS):
             where, messages = self._conversation(index, attempt)
-            try:
-                row = make_row(messages, self._tokenizer, self._end_token_ids, self._config.model.masked_lora)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+            row = self._make_row(messages, where)
             if len(row.token_ids) <= limit:
                 return row
             self._count_dropped(where, len(row.token_ids))
@@ -66,6 +73,36 @@ class SftRows:
             f"{self._source.source}: expected rows of at most model.max_length_tokens {limit} tokens, found "
             f"{MAX_ATTEMPTS} longer ones in a row"
         )
+
+    def check(self) -> None:
+        """Read every row of a dataset once, and render one of each kind of conversation: roles in the same order, with a
+        thought or without.
+
+        Raises UserError that says how many cannot be used and names the first of them.
+        """
+        problems = list(self._problems())
+        if problems:
+            count = f"{len(problems):,} of {len(self._rows or ()):,} rows cannot be trained on"
+            raise UserError(f"data.sft: {count}: {'; '.join(problems[:NUM_SHOWN])}")
+
+    def _problems(self) -> Iterator[str]:
+        seen: set[tuple[Any, ...]] = set()
+        for position, row in enumerate(self._rows or ()):
+            where = self._rows.where(position) if self._rows else ""
+            try:
+                messages = read_conversation(row, self._source, where)
+                kind = tuple((turn["role"], THINK_CLOSE in turn["content"]) for turn in messages)
+                if kind not in seen:
+                    seen.add(kind)
+                    self._make_row(messages, where)
+            except ValueError as error:
+                yield str(error)
+
+    def _make_row(self, messages: Messages, where: str) -> TrainRow:
+        try:
+            return make_row(messages, self._tokenizer, self._end_token_ids, self._config.model.masked_lora)
+        except Exception as error:  # a chat template raises what it likes
+            raise UserError(f"{where}: {error}") from error
 
     def _count_dropped(self, where: str, num_tokens: int) -> None:
         if where in self._dropped:
@@ -102,29 +139,72 @@ class SftRows:
         return with_system_prompt(turns, self._source.system_prompt or train.system_prompt)
 
 
+class RowCheck:
+    """`SftRows.check` in the background, while other things start."""
+
+    def __init__(self, rows: SftRows):
+        self._rows = rows
+        self._error: BaseException | None = None
+        # A daemon, so that Ctrl-C need not wait for it.
+        self._thread = threading.Thread(target=self._check, name="sft rows", daemon=True)
+        self._thread.start()
+
+    def _check(self) -> None:
+        try:
+            self._rows.check()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until it is done, or for so long. Raises what was found."""
+        self._thread.join(timeout_s)
+        if self._error is not None:
+            raise self._error
+
+
 def make_row(messages: Messages, tokenizer: Any, end_token_ids: Sequence[int], masked_lora: bool) -> TrainRow:
     """Tokens of a conversation, with a loss mask over every assistant's turn and its end token.
 
     What the template puts after the end token (a line break, often) is no part of the turn, and at the end of the
-    row it is left out. The adapter's `start` is the token before the first turn that is trained on. Raises ValueError when the template rewrites earlier turns, or ends a turn without end token.
+    row it is left out. The adapter's `start` is the token before the first turn that is trained on. A template that
+    rewrites earlier turns (Qwen3's drops their thoughts) leaves the last turn to train on, behind what an engine would be
+    given. Raises ValueError when the template drops a part of a turn, or ends one without end token.
 
     Example, one token per character, `[U]`, `[A]` and `[E]` tags: user `7`, assistant `8` → tokens `[U] 7 [E] [A] 8 [E]`,
     mask `0 0 0 0 1 1`.
     """
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    try:
+        token_ids, mask = _tokens_and_mask(messages, turns, tokenizer, end_token_ids)
+    except TurnsRewritten:
+        if len(turns) == 1:
+            raise
+        token_ids, mask = _tokens_and_mask(messages, turns[-1:], tokenizer, end_token_ids)
+    return TrainRow(
+        token_ids=np.asarray(token_ids, dtype=np.int32),
+        start=adapter_start(mask.index(True), masked_lora),
+        loss_mask=np.asarray(mask, dtype=bool),
+        behaviour_logprobs=np.zeros(len(token_ids), dtype=np.float32),
+        advantage=0.0,
+    )
+
+
+def _tokens_and_mask(
+    messages: Messages, turns: Sequence[int], tokenizer: Any, end_token_ids: Sequence[int]
+) -> tuple[list[int], list[bool]]:
+    """Through the last of `turns`, which are those that are trained on."""
     token_ids: list[int] = []
     mask: list[bool] = []
     done = ""
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    for index in range(last + 1):
-        if messages[index]["role"] != "assistant":
-            continue
+    for index in turns:
         before = _apply(tokenizer, messages[:index], generate=True)
         through = _apply(tokenizer, messages[: index + 1], generate=False)
-        if not (before.startswith(done) and through.startswith(before)):
-            raise ValueError(
-                f"expected a chat template that only appends; at turn {index + 1} it changes what stands before it "
-                f"(…{before[-60:]!r} became …{through[max(0, len(before) - 60) : len(before)]!r})"
-            )
+        for old, new in ((done, before), (before, through)):
+            if not new.startswith(old):
+                raise TurnsRewritten(
+                    f"expected a chat template that only appends; at turn {index + 1} it changes what stands before it "
+                    f"({_difference(old, new)})"
+                )
         said = "".join(messages[index]["content"].split())
         if said not in "".join(through[len(before) :].split()):
             raise ValueError(
@@ -139,18 +219,19 @@ def make_row(messages: Messages, tokenizer: Any, end_token_ids: Sequence[int], m
                 f"expected one of the end tokens {tokenizer.convert_ids_to_tokens(list(end_token_ids))} after the "
                 f"assistant's turn, found {through[-40:]!r}"
             )
-        if index == last:
+        if index == turns[-1]:
             turn = turn[:num_trained]
         token_ids += context + turn
         mask += [False] * len(context) + [place < num_trained for place in range(len(turn))]
         done = through
-    return TrainRow(
-        token_ids=np.asarray(token_ids, dtype=np.int32),
-        start=adapter_start(mask.index(True), masked_lora),
-        loss_mask=np.asarray(mask, dtype=bool),
-        behaviour_logprobs=np.zeros(len(token_ids), dtype=np.float32),
-        advantage=0.0,
-    )
+    return token_ids, mask
+
+
+def _difference(old: str, new: str) -> str:
+    """Where two texts part, with some of what stands there."""
+    place = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    start = max(0, place - 20)
+    return f"…{old[start : place + 40]!r} became …{new[start : place + 40]!r}"
 
 
 def _apply(tokenizer: Any, messages: Messages, generate: bool) -> str:

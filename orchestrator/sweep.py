@@ -33,7 +33,7 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint
 from orchestrator.cluster import connect
 from orchestrator.pipeline import STAGES, is_done
-from orchestrator.run_files import write_text
+from orchestrator.run_files import SWEEP_LOCK_FILE, sole_writer, write_text
 from orchestrator.sweep_report import build_sweep_report, read_sweep
 from orchestrator.tracking import Tracker, start_tracker, tracking_uri
 
@@ -77,7 +77,11 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
     base = load_config(config, fixed)
     trials = make_trials(base, config, axes, fixed)
     base.run_dir.mkdir(parents=True, exist_ok=True)
-    with start_tracker(base, "sweep") as tracker, cluster_for(base) as num_parallel:
+    with (
+        sole_writer(base.run_dir, SWEEP_LOCK_FILE),
+        start_tracker(base, "sweep") as tracker,
+        cluster_for(base) as num_parallel,
+    ):
         trials = [with_parent(trial, tracker) for trial in trials]
         if not touches_sft(axes) and not base.sft.adapter:
             trials = share_sft(base, trials, tracker)

@@ -6,6 +6,7 @@ the stream, and a resumed run gets what an uninterrupted one would have got, wit
 
 import logging
 import random
+from dataclasses import replace
 from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
@@ -93,7 +94,15 @@ def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, se
 
 
 def load_tasks(source: TaskSource) -> list[Task]:
-    """Every row of a dataset as a task. Raises ValueError naming file, row and field of a row that is none."""
+    """Every row of a dataset as a task, reference answers checked. Raises ValueError naming file, row and field of a row
+    that is none."""
+    tasks = read_tasks(source)
+    check_references(tasks)
+    return tasks
+
+
+def read_tasks(source: TaskSource) -> list[Task]:
+    """`load_tasks` without a look at the reference answers."""
     source = apply_preset(source)
     rows = load_rows(source)
     tasks = []
@@ -118,8 +127,14 @@ def load_tasks(source: TaskSource) -> list[Task]:
                 budget_tokens=read_budget(row, source, where),
             )
         )
-    check_references(tasks)
     return tasks
+
+
+def first_task(source: TaskSource, seed: int) -> Task:
+    """One task, to see how it is rendered."""
+    if source.source == ARITHMETIC:
+        return _distinct_arithmetic(source, 1, seed)[0]
+    return read_tasks(replace(source, num_tasks=1))[0]
 
 
 def arithmetic_task(chain: arithmetic.Chain, number: int, system_prompt: str = "") -> Task:

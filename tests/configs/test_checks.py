@@ -105,6 +105,15 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "reward.cosine.correct_long: expected at most reward.cosine.correct_short 0.5",
     ),
     ({"lora.dropout": 1.0}, "lora.dropout: expected at least 0 and below 1, found 1.0"),
+    (
+        {"engine.max_batched_tokens": 8},
+        "engine.max_batched_tokens: expected 0, or at least 128 (engine.max_num_seqs), found 8",
+    ),
+    (
+        {"engine.max_batched_tokens": 200, "run.deterministic": True},
+        "engine.max_batched_tokens: expected 0, or at least 384 (model.max_length_tokens, with run.deterministic), found 200",
+    ),
+    ({"engine.num_kv_blocks": 12}, "engine.num_kv_blocks: expected 0, or at least 13 blocks of 32 tokens"),
     ({"engine.max_lora_rank": 48}, "engine.max_lora_rank: expected one of 1, 8, 16, 32, 64, 128, 256, 320, 512"),
     ({"engine.gpu_memory_frac": 1.1}, "engine.gpu_memory_frac: expected above 0 and at most 1, found 1.1"),
     ({"learner.num_gpus_per_rank": 2}, "learner.num_gpus_per_rank: expected 0 or 1, found 2"),
@@ -223,6 +232,16 @@ def test_lengths_beyond_the_models_positions_are_refused():
     assert problem.endswith("found 384")
     assert model_problems(GOOD, {"max_position_embeddings": 384}) == []
     assert model_problems(GOOD, {}) == []
+
+
+def test_the_kv_cache_of_a_cpu_engine_holds_a_whole_sequence():
+    shape = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 512, "num_hidden_layers": 24}
+    # 2 * 24 layers * 4 heads * 64 * 4 bytes = 49,152 a token
+    config = changed({"engine.kv_cache_gib": 0.018})
+    assert model_problems(config, shape) == [
+        "engine.kv_cache_gib: expected at least 0.0190 (one sequence of model.max_length_tokens 384 tokens), found 0.018"
+    ]
+    assert model_problems(changed({"engine.kv_cache_gib": 0.02}), shape) == []
 
 
 def test_heads_must_split_over_the_engines_gpus():

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
 from actors.engine import Engine, EngineLost, Sampling
+from actors.owned_directory import children_shared_memory
 from configs.schema import EngineSection, ModelSection
 from orchestrator.probe import PROBE_VERSION
 from tests.deploy.exports import make_adapter
@@ -49,6 +51,8 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
             for version in (PROBE_VERSION, 0):
                 await engine.load_adapter(packed, version)
             core = find_core(before)
+            shared_memory = children_shared_memory()
+            assert shared_memory
             core.suspend()
             in_flight = {name: asyncio.ensure_future(call(engine, packed)) for name, call in ASK.items()}
             await asyncio.sleep(1)
@@ -60,6 +64,7 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
             found = {name: task.exception() if task.done() else "hangs" for name, task in (in_flight | later).items()}
         finally:
             await engine.shutdown()
+        assert [path for path in shared_memory if Path(path).exists()] == []
         return found
 
     found = asyncio.run(run())

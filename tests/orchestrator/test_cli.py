@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from orchestrator.__main__ import BAD_USAGE, COMMANDS, FAILED, OK, main
+from orchestrator import run_files
+from orchestrator.__main__ import BAD_USAGE, COMMANDS, FAILED, INTERRUPTED, OK, main
 
 
 def test_every_command_has_help_with_an_example(capsys):
@@ -107,3 +108,30 @@ def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path):
     )
     assert done.returncode == BAD_USAGE
     assert "n\\xf8: expected a run directory" in done.stderr
+
+
+def test_a_process_that_is_told_to_end_ends_as_if_interrupted(tmp_path):
+    code = (
+        "import sys, time; from orchestrator import __main__, pipeline\n"
+        "def run(*_):\n    print('runs', flush=True); time.sleep(600)\n"
+        "pipeline.run = run\n"
+        f"sys.exit(__main__.main(['run', '--config', 'quickstart', 'run.dir={tmp_path}']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "runs\n"
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == INTERRUPTED
+    assert errors.splitlines()[-1] == "interrupted; the same command goes on from the last saved step"
+
+
+def test_a_report_is_refused_while_the_run_or_sweep_goes_on(capsys, tmp_path):
+    run_dir, sweep_dir = tmp_path / "run", tmp_path / "sweep"
+    for directory, name, lock in ((run_dir, "config.yaml", ".lock"), (sweep_dir, "sweep.json", ".sweep.lock")):
+        directory.mkdir()
+        (directory / name).write_text("{}")
+        with run_files.sole_writer(directory, lock):
+            assert main(["report", str(directory)]) == BAD_USAGE
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "another process is running in this directory" in line
+        assert {path.name for path in directory.iterdir()} == {name, lock}

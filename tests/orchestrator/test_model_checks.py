@@ -12,7 +12,8 @@ from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.load import ConfigError, load_config
 from configs.models import resolve_model_path, weights_sha256
 from orchestrator import pipeline
-from orchestrator.plan import check_hub, check_model
+from orchestrator.model_files import is_tied
+from orchestrator.plan import check_fetched_model, check_hub, check_model, unverifiable_references
 from orchestrator.sft_data import make_row
 
 
@@ -158,6 +159,101 @@ def test_end_tokens_come_from_config_json_where_there_is_no_generation_config(mo
     edit(model / "config.json", eos_token_id=[0, 2])
     tokenizer = load_tokenizer(str(model), config.model)
     assert set(stop_token_ids(str(model), tokenizer)) == {0, 2, tokenizer.eos_token_id}
+
+
+def test_what_the_template_ends_a_turn_with_is_an_end_token(model):
+    """As a base model's tokenizer with ChatML: it names another end token than its template writes."""
+    config = load_config("quickstart", [f"model.path={model}"])
+    tokenizer = load_tokenizer(str(model), config.model)
+    (model / "generation_config.json").unlink()
+    edit(model / "config.json", eos_token_id=None)
+    (of_template,) = tokenizer.convert_tokens_to_ids(["<|end|>"])
+    tokenizer.eos_token = "<|user|>"
+    assert set(stop_token_ids(str(model), tokenizer)) == {of_template, tokenizer.eos_token_id}
+    row = make_row(
+        [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}],
+        tokenizer,
+        stop_token_ids(str(model), tokenizer),
+        True,
+    )
+    assert row.token_ids[-1] == of_template
+
+
+def test_a_template_that_drops_the_thought_is_refused_before_anything_starts(model, tmp_path):
+    path = model / "chat_template.jinja"
+    template = path.read_text()
+    dropping = template.replace("message['content']", "message['content'].split('</think>')[-1]")
+    path.write_text(dropping.replace("message.content", "message.content.split('</think>')[-1]"))
+    assert "data.sft: arithmetic trace" in (found := problems_of(model))
+    assert "expected a chat template that keeps all of the assistant's text" in found
+    check_model(load_config("quickstart", [f"model.path={model}", f"sft.adapter={make_adapter(tmp_path)}"]))
+
+
+def test_a_template_that_refuses_the_prompt_is_told_before_anything_starts(model):
+    path = model / "chat_template.jinja"
+    path.write_text("{{ raise_exception('System role not supported') }}" + path.read_text())
+    found = problems_of(model)
+    assert "data.train: System role not supported" in found
+    assert "data.sft: arithmetic trace" in found
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_one_line(model):
+    (model / "tokenizer.json").write_text('{"model": {}, "added_tokens": []}')
+    assert "expected a tokenizer that can be loaded, found" in problems_of(model)
+
+
+def test_a_template_that_writes_the_date_is_warned_of(model, caplog):
+    path = model / "chat_template.jinja"
+    path.write_text("{% set today = strftime_now('%d %b %Y') %}" + path.read_text())
+    check_model(load_config("quickstart", [f"model.path={model}"]))
+    assert "writes today's date into every prompt" in caplog.text
+
+
+def test_tied_embeddings_follow_the_architecture_where_config_json_does_not_say():
+    assert is_tied({"model_type": "gemma"})
+    assert not is_tied({"model_type": "llama"})
+    assert not is_tied({"model_type": "gemma", "tie_word_embeddings": False})
+    assert not is_tied({"model_type": "nobody-knows"})
+
+
+def test_what_a_hub_name_stands_for_is_checked_once_it_is_here(model):
+    config = load_config("quickstart", ["model.path=org/small"])
+    check_fetched_model(config, model)
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConfigError, match=r"model\.path 'org/small': .*found a pointer of Git LFS"):
+        check_fetched_model(config, model)
+
+
+def make_adapter(tmp_path, **options) -> Path:
+    """One that fits the quickstart."""
+    config = load_config("quickstart")
+    chosen = {"r": config.lora.rank, "lora_alpha": config.lora.alpha, "bias": "none"}
+    chosen |= {"target_modules": list(config.lora.target_modules)} | options
+    (tmp_path / "adapter_config.json").write_text(json.dumps(chosen))
+    (tmp_path / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return tmp_path
+
+
+def test_an_adapter_made_on_another_base_is_warned_of(tmp_path, caplog):
+    adapter = make_adapter(tmp_path, base_model_name_or_path="org/other")
+    check_model(load_config("quickstart", [f"sft.adapter={adapter}"]))
+    assert "org/other" in caplog.text
+
+
+def test_references_are_counted_for_every_source_that_is_asked(tmp_path):
+    paths = {}
+    for name in ("train", "easy", "hard", "own"):
+        paths[name] = tmp_path / f"{name}.jsonl"
+        rows = [{"question": "q", "answer": answer} for answer in ("1", "I think it is forty", "3")]
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "protocols.yaml").write_text(f"own: {{source: {paths['own']}}}")
+    overrides = [f"data.{name}.source={paths[name]}" for name in ("train", "easy", "hard")]
+    overrides += ["heads.switcher_labels=sources", "protocols.names=[own]", f"protocols.file={tmp_path}/protocols.yaml"]
+    found = unverifiable_references(load_config("quickstart", overrides))
+    assert list(found) == ["data.train", "data.easy", "data.hard", "protocol own"]
+    for references in found.values():
+        assert (references.num_references, references.num_unverifiable) == (3, 1)
+        assert "I think it is forty" in references.examples[0]
 
 
 def test_a_template_that_drops_the_thought_is_refused(model):

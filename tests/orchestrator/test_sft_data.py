@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs.data_schema import DataSection, SftSource
+from configs.errors import UserError
 from configs.load import load_config
 from orchestrator.arithmetic import Chain
 from orchestrator.pretrain_tiny import make_tokenizer
-from orchestrator.sft_data import SftRows, make_row
+from orchestrator.sft_data import RowCheck, SftRows, make_row
 
 TOKENIZER = make_tokenizer()
 END = (TOKENIZER.eos_token_id,)
@@ -80,13 +81,68 @@ def test_what_follows_the_end_token_is_not_trained_on():
     assert row.loss_mask.tolist() == [False] * 5 + [True] * 2 + [False] * 6 + [True] * 2
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
+FORGETS_THOUGHTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if loop.last or m.role == 'user' %}{{ m.content }}"
+    "{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""As Qwen3's."""
+
+
+def test_a_template_that_forgets_earlier_thoughts_leaves_the_last_turn_to_train_on():
+    messages = turns("a", "<think>b</think>c", "d", "<think>e</think>f")
+    tokenizer = with_template(FORGETS_THOUGHTS)
+    row = make_row(messages, tokenizer, END, masked_lora=True)
+    before = "<|user|>a<|end|><|assistant|>c<|end|><|user|>d<|end|><|assistant|>"
+    assert tokenizer.decode(row.token_ids) == before + "<think>e</think>f<|end|>"
+    assert tokenizer.decode(row.token_ids[row.loss_mask]) == "<think>e</think>f<|end|>"
+    assert row.start == int(row.loss_mask.argmax()) - 1
+    # Without thoughts nothing is forgotten, and every turn counts.
+    row = make_row(turns("a", "b", "c", "d"), tokenizer, END, masked_lora=True)
+    assert tokenizer.decode(row.token_ids[row.loss_mask]) == "b<|end|>d<|end|>"
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused_with_the_place_that_differs():
     tokenizer = with_template(
-        "{% for m in messages %}<|{{ m.role }}|>{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}"
-        "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>/think{% endif %}"
     )
-    with pytest.raises(ValueError, match="at turn 4 it changes what stands before it"):
-        make_row(turns("a", "b", "c", "d"), tokenizer, END, masked_lora=False)
+    words = r"at turn 2 it changes what stands before it \(.*assistant\|>/think' became …'.*assistant\|>b<\|end\|>'\)"
+    with pytest.raises(ValueError, match=words):
+        make_row(turns("a", "b"), tokenizer, END, masked_lora=False)
+
+
+def test_all_rows_are_looked_at_before_training_and_the_first_that_cannot_be_used_are_named(tmp_path):
+    good = {"messages": turns("a", "b")}
+    rows = [
+        good,
+        {"messages": []},
+        good,
+        {"messages": [{"role": "tool", "content": "x"}]},
+        good,
+        {"messages": turns("a")},
+    ]
+    rows += [{"messages": turns("a")}]
+    source = dataclasses.replace(write_rows(tmp_path, rows), layout="messages")
+    with pytest.raises(UserError, match=r"^data\.sft: 4 of 7 rows cannot be trained on: ") as caught:
+        SftRows(with_sft(source), TOKENIZER).check()
+    assert [f"rows.jsonl, row {n}" in str(caught.value) for n in (1, 2, 4, 6, 7)] == [False, True, True, True, False]
+    check = RowCheck(SftRows(with_sft(source), TOKENIZER))
+    with pytest.raises(UserError, match="4 of 7"):
+        check.wait()
+    RowCheck(SftRows(with_sft(write_rows(tmp_path, [good | {"prompt": "p", "completion": "c"}])), TOKENIZER)).wait()
+    SftRows(with_sft(SftSource()), TOKENIZER).check()
+
+
+def test_the_look_renders_each_kind_of_conversation_once(tmp_path):
+    no_system = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('system role is not supported') }}{% endif %}"
+        "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    rows = [{"messages": turns("a", "b")}] * 3 + [{"messages": [{"role": "system", "content": "s"}, *turns("a", "b")]}]
+    source = dataclasses.replace(write_rows(tmp_path, rows), layout="messages")
+    with pytest.raises(UserError, match=r"1 of 4 rows cannot .*rows\.jsonl, row 4: system role is not supported"):
+        SftRows(with_sft(source), with_template(no_system)).check()
 
 
 def test_a_turn_without_end_token_is_refused():

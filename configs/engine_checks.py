@@ -1,0 +1,46 @@
+"""Sizes of an engine that vLLM would refuse once it has started; part of `configs.checks`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from configs.rules import expected
+from configs.schema import RunConfig
+
+CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS = 32, 16
+"""Of one KV block when `engine.block_tokens` is 0."""
+KV_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def engine_problems(config: RunConfig) -> Iterator[str]:
+    engine, length_tokens = config.engine, config.model.max_length_tokens
+    if engine.max_batched_tokens:
+        least, why = engine.max_num_seqs, "engine.max_num_seqs"
+        if config.run.deterministic:  # prompts are not cut into chunks then
+            least, why = length_tokens, "model.max_length_tokens, with run.deterministic"
+        if engine.max_batched_tokens < least:
+            yield expected("engine.max_batched_tokens", f"0, or at least {least} ({why})", engine.max_batched_tokens)
+    if engine.num_kv_blocks:
+        block_tokens = engine.block_tokens or (GPU_BLOCK_TOKENS if engine.num_gpus else CPU_BLOCK_TOKENS)
+        # vLLM keeps one block for itself.
+        least = -(-length_tokens // block_tokens) + 1
+        if engine.num_kv_blocks < least:
+            words = f"0, or at least {least} blocks of {block_tokens} tokens (one sequence of model.max_length_tokens {length_tokens})"
+            yield expected("engine.num_kv_blocks", words, engine.num_kv_blocks)
+
+
+def kv_cache_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Of CPU engines, whose cache has the size that the configuration says."""
+    if config.engine.num_gpus or config.engine.num_kv_blocks or "num_attention_heads" not in hf_config:
+        return
+    least_gib = kv_token_bytes(config, hf_config) * (config.model.max_length_tokens + CPU_BLOCK_TOKENS) / 2**30
+    if config.engine.kv_cache_gib < least_gib:
+        words = f"at least {least_gib:.4f} (one sequence of model.max_length_tokens {config.model.max_length_tokens} tokens)"
+        yield expected("engine.kv_cache_gib", words, config.engine.kv_cache_gib)
+
+
+def kv_token_bytes(config: RunConfig, hf_config: dict[str, Any]) -> int:
+    """Keys and values of one token in all layers, as the engine keeps them."""
+    num_heads = hf_config["num_attention_heads"]
+    head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // num_heads
+    num_kv_heads = hf_config.get("num_key_value_heads") or num_heads
+    return 2 * hf_config["num_hidden_layers"] * num_kv_heads * head_dim * KV_DTYPE_BYTES[config.model.dtype]
