@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
 from actors import adapters, kv_sharing
+from actors.engine_arguments import engine_arguments, set_environment
 from actors.engine_log import read_cause
 from actors.features import WANTED, StateReader, Wanted
 from actors.owned_directory import OwnedDirectory, children_shared_memory
@@ -80,14 +81,16 @@ class Engine:
         num_adapters: int,
         seed: int,
         deterministic: bool = False,
+        shares_gpu: bool = False,
     ):
         """`num_adapters`: versions that can run at once; the engine keeps that many loaded. `deterministic`: one
         sequence at a time, since the last bits of a matrix product depend on the rows that are multiplied with it.
+        `shares_gpu`: with a learner that works while the engine sleeps.
 
         Raises RuntimeError when `model.masked_lora` is on and this vLLM cannot do it, and with the cause when vLLM's
         own processes do not start.
         """
-        _set_environment(config)
+        set_environment(config)
         from vllm import SamplingParams
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
@@ -99,40 +102,22 @@ class Engine:
         self._sampling_params, self._lora_request = SamplingParams, LoRARequest
         self._final_only = RequestOutputKind.FINAL_ONLY
         self._stop_token_ids = list(stop_token_ids)
-        on_cpu = config.num_gpus == 0
+        self._is_asleep, self._num_in_flight = False, 0
         self._is_masked, self._is_masking_proved = model.masked_lora, False
         if model.masked_lora:
             # vLLM loads its plugins when arguments are made; here the answer is wanted before that.
             kv_sharing.register()
             _require_masking(kv_sharing.find_unpatched())
         arguments = AsyncEngineArgs(
-            model=model_path,
-            # Prompts are tokenised and completions decoded outside, once each.
-            skip_tokenizer_init=True,
-            trust_remote_code=model.trust_remote_code,
-            load_format="safetensors",
-            dtype=model.dtype,
-            max_model_len=model.max_length_tokens,
-            tensor_parallel_size=max(1, config.num_gpus),
-            gpu_memory_utilization=config.gpu_memory_frac,
-            max_num_seqs=1 if deterministic else config.max_num_seqs,
-            # A seeded request whose prompt comes in chunks would end a CPU engine: its generator cannot go back.
-            enable_chunked_prefill=False if deterministic else None,
-            max_num_batched_tokens=config.max_batched_tokens or None,
-            block_size=cast(Any, config.block_tokens or (32 if on_cpu else None)),
-            num_gpu_blocks_override=config.num_kv_blocks or None,
-            kv_cache_memory_bytes=round(config.kv_cache_gib * 2**30) if on_cpu else None,
-            enable_prefix_caching=True,
-            enable_lora=True,
-            max_lora_rank=cast(Any, config.max_lora_rank),
-            max_loras=num_adapters,
-            max_cpu_loras=num_adapters + 2,
-            # The learner recomputes logprobs at the sampling temperature; raw ones would not compare.
-            logprobs_mode="processed_logprobs",
-            enforce_eager=on_cpu,
-            seed=seed,
-            disable_log_stats=True,
-            worker_extension_cls="actors.features.WorkerExtension",
+            **engine_arguments(
+                model_path=model_path,
+                model=model,
+                config=config,
+                num_adapters=num_adapters,
+                seed=seed,
+                deterministic=deterministic,
+                shares_gpu=shares_gpu,
+            )
         )
         try:
             self._llm = AsyncLLM.from_engine_args(arguments)
@@ -157,6 +142,7 @@ class Engine:
         The hash in the answer is of the file that vLLM was given, read back from where it lies. Versions
         beyond `num_adapters` that no request runs on are dropped, oldest first. Raises `EngineLost`.
         """
+        self._require_awake()
         lora_id, self._next_lora_id = self._next_lora_id, self._next_lora_id + 1
         directory = self._directory.path / f"v{version:06d}-{lora_id}"
         adapters.write_directory(packed, directory)
@@ -255,6 +241,7 @@ class Engine:
 
     async def _run(self, prompt_token_ids: np.ndarray, params: Any, version: int | None) -> Any:
         """vLLM's final output of one request."""
+        self._require_awake()
         prompt: Any = {"prompt_token_ids": prompt_token_ids.tolist()}
         lora_request = None
         if version is not None:
@@ -262,12 +249,14 @@ class Engine:
             lora_request = self._loaded[version][1]
             self._num_running[lora_request.lora_int_id] += 1
         final = None
+        self._num_in_flight += 1
         try:
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora_request):
                 final = output
         except self._dead_error as error:
             raise EngineLost(f"vLLM's engine is dead: {read_cause() or error}") from error
         finally:
+            self._num_in_flight -= 1
             if lora_request is not None:
                 self._num_running[lora_request.lora_int_id] -= 1
         if final is None:
@@ -277,6 +266,28 @@ class Engine:
     async def ping(self) -> None:
         """Return when the engine's own loop has answered, between two of its steps. Raises `EngineLost`."""
         await self._ask(self._llm.is_sleeping())
+
+    async def sleep(self) -> None:
+        """Let running requests end, then give the GPU's memory back: weights wait in host memory, the cache is emptied.
+
+        Until `wake_up` every request is refused. Raises `EngineLost`. A CPU engine keeps its memory.
+        """
+        if self._is_asleep:
+            return
+        self._is_asleep = True
+        while self._num_in_flight:
+            await asyncio.sleep(0.01)
+        await self._ask(self._llm.sleep(level=1, mode="wait"))
+
+    async def wake_up(self) -> None:
+        """Take the memory again; adapters are what they were. Raises `EngineLost`."""
+        if self._is_asleep:
+            await self._ask(self._llm.wake_up())
+            self._is_asleep = False
+
+    def _require_awake(self) -> None:
+        if self._is_asleep:
+            raise RuntimeError("the engine sleeps while the learner works: wake it up first")
 
     async def _ask(self, call: Awaitable[T]) -> T:
         """What the engine's process answers to a call that is no request.
@@ -349,16 +360,3 @@ def _to_generated(output: Any, num_cached_tokens: int) -> Generated:
         finish_reason=output.finish_reason,
         num_cached_tokens=num_cached_tokens,
     )
-
-
-def _set_environment(config: EngineSection) -> None:
-    """vLLM reads these once, at import."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    if config.num_gpus == 0:
-        # Binding threads to cores would pin them where the learner's threads run.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        # vLLM's own variable takes whole GiB, and would win over the configuration.
-        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
-        os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-        os.environ["OMP_NUM_THREADS"] = str(config.num_threads)

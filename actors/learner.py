@@ -1,14 +1,12 @@
 """One rank of the learner: DeepSpeed around the policy model. The only importer of deepspeed.
 
 A plain class. `orchestrator.cluster` makes it a Ray actor, `actors.learner_group` drives the ranks.
-Every public method but `find_master_address` is collective: all ranks call it, in the same order.
+Every public method but `find_place` is collective: all ranks call it, in the same order.
 """
 
-import contextlib
 import gc
 import logging
 import os
-import socket
 import time
 import warnings
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from actors import rendezvous
 from actors.adapters import make_ref, pack, unpack
 from actors.learner_state import KINDS, LearnerState
 from actors.losses import LossInputs, LossSettings, loss_settings, policy_gradient_loss, sft_loss, step_metrics
@@ -58,29 +57,14 @@ class LearnerRank:
         self._engine: Any = None
         self._parameters: dict[str, nn.Parameter] = {}
 
-    def find_master_address(self) -> tuple[str, int]:
+    def find_place(self) -> tuple[str, int]:
         """Address of this rank's node and a port that is free there now; rank 0's are everybody's."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        if self.num_ranks > 1:
-            # No route out means that all ranks are on this machine.
-            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect(("10.255.255.255", 1))  # a datagram socket sends nothing here; it picks an interface
-                return probe.getsockname()[0], port
-        return "127.0.0.1", port
+        return rendezvous.find_place()
 
     def connect(self, master_address: str, master_port: int) -> None:
         """Join the process group; returns when all ranks have. Takes the seconds that importing deepspeed takes."""
         on_gpu = self.learner.num_gpus_per_rank > 0
-        os.environ.update(
-            MASTER_ADDR=master_address,
-            MASTER_PORT=str(master_port),
-            RANK=str(self.rank),
-            LOCAL_RANK="0",  # Ray shows a rank only its own GPU
-            WORLD_SIZE=str(self.num_ranks),
-            DS_ACCELERATOR="cuda" if on_gpu else "cpu",
-        )
+        os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for on GPUs
             torch.use_deterministic_algorithms(True)
@@ -97,7 +81,9 @@ class LearnerRank:
         else:
             torch.set_num_threads(self.learner.num_threads)
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+        backend = "nccl" if on_gpu else "gloo"
+        rendezvous.join(backend, master_address, master_port, self.rank, self.num_ranks)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
     def begin_stage(self, stage: StageSpec) -> None:
         """Start a stage: its adapter, a fresh optimiser and schedule. The base is loaded anew: the engine of
@@ -253,6 +239,12 @@ class LearnerRank:
             for i, part in zip(indices, np.split(logprobs.cpu().numpy(), ends), strict=True):
                 result[i] = part
         return result
+
+    def release_memory(self) -> None:
+        """Give cached blocks of the GPU back, for the engine that shares it."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Leave the process group."""

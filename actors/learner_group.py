@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.rendezvous import choose_master
 from actors.types import AdapterRef, StageSpec, TrainBatch, UpdateResult
 
 LOST_ACTOR = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
@@ -33,7 +34,7 @@ class LearnerGroup:
 
     def connect(self) -> None:
         """Make the ranks one process group, at an address of rank 0's node."""
-        (address, port), *_ = self._call_all("find_master_address", timeout_s=self._start_timeout_s)
+        address, port = choose_master(self._call_all("find_place", timeout_s=self._start_timeout_s))
         self._call_all("connect", address, port, timeout_s=self._start_timeout_s)
 
     def begin_stage(self, stage: StageSpec) -> None:
@@ -72,6 +73,10 @@ class LearnerGroup:
 
     def load_state(self, blob: bytes) -> None:
         self._call_all("load_state", ray.put(blob), timeout_s=self._start_timeout_s)
+
+    def release_memory(self) -> None:
+        """Have every rank give back what it does not hold tensors in."""
+        self._call_all("release_memory", timeout_s=self._call_timeout_s)
 
     def close(self) -> None:
         """Have every rank leave the process group."""

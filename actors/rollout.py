@@ -31,10 +31,11 @@ class RolloutActor:
         seed: int,
         counts_thinking: bool = False,
         deterministic: bool = False,
+        shares_gpu: bool = False,
     ):
-        """`counts_thinking`: completions say where their thought ends, which takes some decoding. `deterministic`: see
-        `Engine`."""
-        self._deterministic = deterministic
+        """`counts_thinking`: completions say where their thought ends, which takes some decoding. `deterministic` and
+        `shares_gpu`: see `Engine`."""
+        self._deterministic, self._shares_gpu = deterministic, shares_gpu
         self._counts_thinking = counts_thinking
         self._model_path, self._model, self._engine_config = model_path, model, engine
         self._num_adapters, self._seed = num_adapters, seed
@@ -51,6 +52,7 @@ class RolloutActor:
             num_adapters=self._num_adapters,
             seed=self._seed,
             deterministic=self._deterministic,
+            shares_gpu=self._shares_gpu,
         )
 
     async def bring_up(self, versions: tuple[int, ...], *packed: bytes) -> tuple[AdapterRef, ...]:
@@ -68,6 +70,13 @@ class RolloutActor:
     async def ping(self) -> None:
         """Return when the engine has shown that it is alive; it may be busy."""
         await self._engine.ping()
+
+    async def sleep(self) -> None:
+        """Give the GPU to the learner, once running requests have ended; see `Engine.sleep`."""
+        await self._engine.sleep()
+
+    async def wake_up(self) -> None:
+        await self._engine.wake_up()
 
     async def load_adapter(self, packed: bytes, version: int) -> AdapterRef:
         """Load one version beside the others; answers with what the engine holds now."""

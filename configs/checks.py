@@ -79,7 +79,6 @@ def problems(config: RunConfig) -> list[str]:
         *_rl_problems(config),
         *engine_problems(config),
         *_learner_problems(config),
-        *_colocation_problems(config),
     ]
     return list(dict.fromkeys(found))
 
@@ -366,13 +365,3 @@ def _learner_problems(config: RunConfig) -> Iterator[str]:
         yield "learner.offload_optimizer: expected false with learner.zero_stage 0 (only ZeRO 1 to 3 can), found True"
     if learner.offload_optimizer and learner.num_gpus_per_rank == 0:
         yield "learner.offload_optimizer: expected false with learner.num_gpus_per_rank 0 (all is in host memory), found True"
-
-
-def _colocation_problems(config: RunConfig) -> Iterator[str]:
-    # Ray fills a GPU before it takes the next, so with more of either two ranks or two engines would share one.
-    if config.cluster.colocated:
-        for key in ("rollout.num_actors", "engine.num_gpus", "learner.num_ranks", "learner.num_gpus_per_rank"):
-            if value_at(config, key) != 1:
-                yield expected(
-                    key, "1 with cluster.colocated (one engine and one rank share one GPU)", value_at(config, key)
-                )

@@ -19,6 +19,10 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
             least, why = length_tokens, "model.max_length_tokens, with run.deterministic"
         if engine.max_batched_tokens < least:
             yield expected("engine.max_batched_tokens", f"0, or at least {least} ({why})", engine.max_batched_tokens)
+    if engine.num_gpus and config.model.dtype != "bfloat16":
+        yield expected("model.dtype", "bfloat16 with engine.num_gpus above 0", config.model.dtype)
+    if config.cluster.colocated:
+        yield from _colocation_problems(config)
     if engine.num_kv_blocks:
         block_tokens = engine.block_tokens or (GPU_BLOCK_TOKENS if engine.num_gpus else CPU_BLOCK_TOKENS)
         # vLLM keeps one block for itself.
@@ -29,8 +33,8 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
 
 
 def kv_cache_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Of CPU engines, whose cache has the size that the configuration says."""
-    if config.engine.num_gpus or config.engine.num_kv_blocks or "num_attention_heads" not in hf_config:
+    """Where the configuration says how large the cache is: it holds one sequence at least."""
+    if config.engine.kv_cache_gib == 0 or config.engine.num_kv_blocks or "num_attention_heads" not in hf_config:
         return
     least_gib = kv_token_bytes(config, hf_config) * (config.model.max_length_tokens + CPU_BLOCK_TOKENS) / 2**30
     if config.engine.kv_cache_gib < least_gib:
@@ -44,3 +48,23 @@ def kv_token_bytes(config: RunConfig, hf_config: dict[str, Any]) -> int:
     head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // num_heads
     num_kv_heads = hf_config.get("num_key_value_heads") or num_heads
     return 2 * hf_config["num_hidden_layers"] * num_kv_heads * head_dim * KV_DTYPE_BYTES[config.model.dtype]
+
+
+def _colocation_problems(config: RunConfig) -> Iterator[str]:
+    engine, learner = config.engine, config.learner
+    if config.rollout.num_actors != learner.num_ranks:
+        words = f"learner.num_ranks {learner.num_ranks} with cluster.colocated (an engine and a rank on each GPU)"
+        yield expected("rollout.num_actors", words, config.rollout.num_actors)
+    if config.evaluation.num_actors:
+        yield expected("evaluation.num_actors", "0 with cluster.colocated", config.evaluation.num_actors)
+    if engine.num_gpus > 1:
+        yield expected("engine.num_gpus", "0 or 1 with cluster.colocated", engine.num_gpus)
+    if learner.num_gpus_per_rank != min(1, engine.num_gpus):
+        words = f"engine.num_gpus {engine.num_gpus} with cluster.colocated"
+        yield expected("learner.num_gpus_per_rank", words, learner.num_gpus_per_rank)
+    if engine.num_gpus and engine.kv_cache_gib == 0 and engine.num_kv_blocks == 0:
+        words = "above 0 with cluster.colocated (what is left of a shared GPU depends on who starts first)"
+        yield expected("engine.kv_cache_gib", words, engine.kv_cache_gib)
+    if config.rl.max_staleness:
+        words = "0 with cluster.colocated (nothing is generated while the learner works)"
+        yield expected("rl.max_staleness", words, config.rl.max_staleness)

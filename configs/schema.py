@@ -198,7 +198,7 @@ class EngineSection:
     max_num_seqs: int = 256
     """Sequences decoded at once."""
     max_batched_tokens: int = 0
-    """Tokens computed in one engine step; longer prompts are computed in chunks. 0: vLLM's choice."""
+    """Tokens computed in one engine step; longer prompts are computed in chunks. 0: 16,384 on a GPU, vLLM's choice on a CPU."""
     block_tokens: int = 0
     """Tokens of one KV block, the unit in which prompts are shared. 0: 32 on CPU, vLLM's choice on GPU."""
     num_kv_blocks: int = 0
@@ -206,8 +206,9 @@ class EngineSection:
     max_lora_rank: int = 16
     """At least the adapter's rank; vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 or 512."""
     gpu_memory_frac: float = 0.85
-    kv_cache_gib: float = 2.0
-    """CPU engines only."""
+    """GPU engines without kv_cache_gib: their share of the memory, weights included."""
+    kv_cache_gib: float = 0.0
+    """Keys and values of sequences, per GPU. 0: 2 GiB on a CPU, on a GPU what gpu_memory_frac leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +256,8 @@ class ClusterSection:
     address: str = ""
     """Empty: join the cluster of this job or RAY_ADDRESS if there is one, else start one here."""
     colocated: bool = False
-    """Engines and learner ranks share GPUs, half of Ray's books each; lower `engine.gpu_memory_frac` to match."""
+    """Engine i and learner rank i share GPU i, by turns: engines sleep, their memory given back, while the learner works.
+    Needs engine.kv_cache_gib and rl.max_staleness 0."""
     start_timeout_s: float = 600.0
     """Give up when the placement cannot be had, or an actor has not started, by then."""
     heartbeat_timeout_s: float = 60.0

@@ -68,7 +68,7 @@ RULES: dict[str, Rule] = {
         lambda value: value in MAX_LORA_RANKS,
     ),
     "engine.gpu_memory_frac": POSITIVE_SHARE,
-    "engine.kv_cache_gib": POSITIVE,
+    "engine.kv_cache_gib": NOT_NEGATIVE,
     "learner.num_ranks": COUNT,
     "learner.num_gpus_per_rank": ("0 or 1", lambda value: value in (0, 1)),
     "learner.num_cpus_per_rank": NOT_NEGATIVE,

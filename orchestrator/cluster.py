@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
+PAIRS = "engine with learner rank"
+"""The role of bundles that hold one of each."""
 CALL_TIMEOUT_S = 120.0
 """For an engine to load an adapter or heads, or to generate a few tokens."""
 
@@ -104,6 +106,20 @@ class Cluster:
         handles = self.engines.handles
         answers = self._call_serving(self.engines, call)
         return {(index, handles[index]): answer for index, answer in answers.items()}
+
+    @contextmanager
+    def engines_asleep(self) -> Iterator[None]:
+        """With `cluster.colocated` engines give their memory to the learner meanwhile. Nothing may be in flight."""
+        if not self._config.cluster.colocated:
+            yield
+            return
+        self.engines.wait_for(len(self.engines))
+        self._call_serving(self.engines, lambda actor: actor.sleep.remote())
+        try:
+            yield
+            self.learner.release_memory()
+        finally:
+            self._call_serving(self.engines, lambda actor: actor.wake_up.remote())
 
     def make_dispatcher(self) -> Dispatcher:
         self.engines.wait_for(1)
@@ -250,6 +266,7 @@ class Cluster:
             seed=seed,
             counts_thinking=self._config.reward.span == "thinking",
             deterministic=self._config.run.deterministic,
+            shares_gpu=self._config.cluster.colocated,
         )
 
     def _make_scorer(self, index: int) -> Any:
@@ -257,7 +274,8 @@ class Cluster:
         return self._actor(RewardActor, "reward", index, options, num_threads=1).remote(self._config.reward)
 
     def _actor(self, cls: type, role: str, index: int, options: dict[str, Any], num_threads: int) -> Any:
-        strategy = PlacementGroupSchedulingStrategy(self._groups[role], placement_group_bundle_index=index)
+        group = self._groups[role] if role in self._groups else self._groups[PAIRS]
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         # Ray would set one thread per actor; the arithmetic wants what the config says.
         runtime_env = {"env_vars": {"OMP_NUM_THREADS": str(num_threads), "HF_HUB_DISABLE_TELEMETRY": "1"}}
         return ray.remote(scheduling_strategy=strategy, runtime_env=runtime_env, **options)(cls)
@@ -329,18 +347,22 @@ def connect(config: RunConfig) -> None:
 
 
 def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str]]:
-    """Role, bundles and strategy of each placement group."""
+    """Role, bundles and strategy of each placement group; colocated, engine i and rank i are in bundle i of one group."""
     engine, learner = config.engine, config.learner
-    engine_bundle = _bundle(engine.num_cpus, _gpu_share(config, engine.num_gpus))
+    reward = ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD")
+    if config.cluster.colocated:
+        pair = _bundle(engine.num_cpus + learner.num_cpus_per_rank, engine.num_gpus)
+        return [(PAIRS, [pair] * learner.num_ranks, "PACK"), reward]
+    engine_bundle = _bundle(engine.num_cpus, engine.num_gpus)
     groups = [
         (
             "learner",
-            [_bundle(learner.num_cpus_per_rank, _gpu_share(config, learner.num_gpus_per_rank))] * learner.num_ranks,
+            [_bundle(learner.num_cpus_per_rank, learner.num_gpus_per_rank)] * learner.num_ranks,
             "PACK",
         ),
         ("rollout", [engine_bundle] * config.rollout.num_actors, "SPREAD"),
         ("inference", [engine_bundle] * config.evaluation.num_actors, "SPREAD"),
-        ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD"),
+        reward,
     ]
     return [(role, bundles, strategy) for role, bundles, strategy in groups if bundles]
 
@@ -356,7 +378,7 @@ def misfits(config: RunConfig, nodes: Sequence[dict[str, float]]) -> list[str]:
 
 
 def _gpu_share(config: RunConfig, num_gpus: int) -> float:
-    """Colocated: learner ranks and engines take half a GPU each in Ray's books."""
+    """Colocated: learner ranks and engines take half a GPU each of their bundle."""
     return num_gpus * (0.5 if config.cluster.colocated else 1.0)
 
 

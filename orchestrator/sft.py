@@ -17,6 +17,12 @@ from orchestrator.train import begin, is_due, save
 
 def fine_tune(stage: Stage, stream: SftRows) -> None:
     """SFT to `sft.num_steps`, from the stage's newest checkpoint if there is one."""
+    with stage.cluster.engines_asleep():
+        take_steps(stage, stream)
+    stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
+
+
+def take_steps(stage: Stage, stream: SftRows) -> None:
     config, learner = stage.config, stage.cluster.learner
     state = begin(stage, sft_spec(config)) or StageState()
     num_rows = config.sft.rows_per_step
@@ -37,7 +43,6 @@ def fine_tune(stage: Stage, stream: SftRows) -> None:
             ):
                 save(stage, state, learner.publish())
             stop.raise_if_set()
-    stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
 
 
 def sft_spec(config: RunConfig) -> StageSpec:

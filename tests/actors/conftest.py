@@ -32,6 +32,7 @@ def random_model_dir(tmp_path_factory):
 def make_rank(random_model_dir):
     """Makes one connected rank at a time; the process group is this process's."""
     from actors.learner import LearnerRank
+    from actors.rendezvous import choose_master
 
     made = []
 
@@ -39,7 +40,7 @@ def make_rank(random_model_dir):
         while made:
             made.pop().close()
         rank = LearnerRank(rank=0, num_ranks=1, **settings_of(random_model_dir, **settings))
-        rank.connect(*rank.find_master_address())
+        rank.connect(*choose_master([rank.find_place()]))
         made.append(rank)
         return rank
 

@@ -47,6 +47,7 @@ def make_rows(arguments: argparse.Namespace, vocab_size: int) -> tuple[TrainRow,
 
 def prepare_learner(arguments: argparse.Namespace, rows: tuple[TrainRow, ...]) -> Callable[[], float]:
     from actors.learner import LearnerRank
+    from actors.rendezvous import choose_master
 
     rank = LearnerRank(
         rank=0,
@@ -59,7 +60,7 @@ def prepare_learner(arguments: argparse.Namespace, rows: tuple[TrainRow, ...]) -
         ),
         seed=0,
     )
-    rank.connect(*rank.find_master_address())
+    rank.connect(*choose_master([rank.find_place()]))
     rank.begin_stage(StageSpec(kind="sft", num_steps=100, learning_rate=1e-4, warmup_frac=0.0))
     num_loss_tokens = int(sum(row.loss_mask.sum() for row in rows))
     return lambda: rank.update(rows, num_loss_tokens).metrics["train/loss"]

@@ -56,6 +56,12 @@ def test_empty_lists_are_refused(key):
     assert any(text.startswith(f"{key}: expected a list of ") for text in problems(with_value(GOOD, key, ())))
 
 
+COLOCATED: dict[str, Any] = {
+    **{"cluster.colocated": True, "engine.num_gpus": 1, "learner.num_gpus_per_rank": 1},
+    **{"engine.kv_cache_gib": 4.0, "model.dtype": "bfloat16", "rl.max_staleness": 0},
+}
+
+
 CASES: list[tuple[dict[str, Any], str]] = [
     (
         {"evaluation.caps_tokens": (0,)},
@@ -174,7 +180,16 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"data.train.held_out": True}, "data.evaluation: expected other tasks than data.train's"),
     ({"model.path": "./nowhere"}, "model.path: expected a directory with config.json and *.safetensors, found no"),
     ({"model.path": "./models_x/smollm2-135m"}, "`terse fetch-model smollm2-135m` makes it"),
-    ({"cluster.colocated": True}, "engine.num_gpus: expected 1 with cluster.colocated"),
+    ({"engine.num_gpus": 1}, "model.dtype: expected bfloat16 with engine.num_gpus above 0, found 'float32'"),
+    ({"cluster.colocated": True, "rl.max_staleness": 1}, "rl.max_staleness: expected 0 with cluster.colocated"),
+    ({"cluster.colocated": True, "rollout.num_actors": 2}, "rollout.num_actors: expected learner.num_ranks 1 with"),
+    ({**COLOCATED, "engine.kv_cache_gib": 0}, "engine.kv_cache_gib: expected above 0 with cluster.colocated"),
+    ({**COLOCATED, "engine.num_gpus": 2}, "engine.num_gpus: expected 0 or 1 with cluster.colocated, found 2"),
+    (
+        {**COLOCATED, "learner.num_gpus_per_rank": 0},
+        "learner.num_gpus_per_rank: expected engine.num_gpus 1 with cluster.colocated, found 0",
+    ),
+    ({**COLOCATED, "evaluation.num_actors": 1}, "evaluation.num_actors: expected 0 with cluster.colocated"),
 ]
 
 
@@ -197,7 +212,9 @@ ALLOWED: list[dict[str, Any]] = [
     {"reward.cosine.correct_short": 0.5, "reward.thinkprune.limit_fracs": (0.5, 1.0)},
     {"data.train.source": "some/hub_name", "data.train.preset": "gsm8k"},
     {"model.path": "some/hub_name"},
-    {"cluster.colocated": True, "engine.num_gpus": 1, "learner.num_gpus_per_rank": 1},
+    COLOCATED,
+    {**COLOCATED, "rollout.num_actors": 4, "learner.num_ranks": 4},
+    {"cluster.colocated": True, "rl.max_staleness": 0},
 ]
 
 
@@ -222,7 +239,7 @@ def test_more_gpus_or_cores_than_the_cluster_has_are_refused_with_both_numbers()
 
 
 def test_colocated_engine_and_rank_need_one_gpu():
-    config = changed({"cluster.colocated": True, "engine.num_gpus": 1, "learner.num_gpus_per_rank": 1})
+    config = changed(COLOCATED)
     assert cluster_problems(config, num_cpus=2, num_gpus=1) == []
 
 

@@ -285,7 +285,7 @@ def test_an_actor_that_fits_no_single_node_is_named_with_what_the_nodes_have():
 
 
 def test_placement_has_one_group_per_role():
-    config = load_config("gsm8k_1gpu", ["cluster.colocated=true"])
+    config = load_config("paper_3b")
     bundles = {role: items for role, items, _ in placements(config)}
-    assert bundles["learner"] == [{"CPU": 1.0, "GPU": 0.5}]
-    assert bundles["rollout"] == [{"CPU": 1.0, "GPU": 0.5}]
+    assert bundles["learner"] == [{"CPU": 1.0, "GPU": 1.0}]
+    assert bundles["rollout"] == [{"CPU": 1.0, "GPU": 1.0}]

@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import adapters
 from actors.engine import Sampling
+from actors.engine_arguments import engine_arguments
 from actors.rollout import BASE_VERSION, RolloutActor
 from actors.types import HardCap, Prompt
 from configs.schema import EngineSection, LoraSection, ModelSection
@@ -196,3 +200,52 @@ def test_drafts_are_cut_and_not_sampled_again(loop, actor, prompt):
     assert [completion.forced.sum() for completion in whole] == [2, 2]  # cut by the length limit: no end of their own
     loose = loop.run_until_complete(actor.generate(prompt, 2, long, BASE_VERSION, replace(CAP, num_tokens=21), drafts))
     assert [completion.token_ids.tolist() for completion in loose] == [draft.token_ids.tolist() for draft in drafts]
+
+
+def test_a_sleeping_engine_refuses_requests_and_is_the_same_after_waking(loop, actor, prompt, tiny_model_dir):
+    packed, _ = make_random_adapter(tiny_model_dir, seed=4)
+    greedy = Sampling(temperature=0.0, max_tokens=16)
+
+    async def turn():
+        await actor.load_adapter(packed, 7)
+        before = await actor.generate(prompt, 1, greedy, 7)
+        # Requests that run are let end.
+        running = [asyncio.ensure_future(actor.generate(prompt, 4, SAMPLING, 7)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await actor.sleep()
+        ended = await asyncio.gather(*running)
+        await actor.sleep()  # twice is once
+        for call in (lambda: actor.generate(prompt, 1, greedy, 7), lambda: actor.load_adapter(packed, 8)):
+            with pytest.raises(RuntimeError, match="the engine sleeps"):
+                await call()
+        await actor.ping()
+        await actor.wake_up()
+        return before, ended, await actor.generate(prompt, 1, greedy, 7)
+
+    (before,), ended, (after,) = loop.run_until_complete(turn())
+    assert [len(group) for group in ended] == [4, 4, 4]
+    assert after.token_ids.tolist() == before.token_ids.tolist()
+    np.testing.assert_allclose(after.behaviour_logprobs, before.behaviour_logprobs, atol=1e-5)
+
+
+@ray.remote(num_cpus=0.1)
+class TensorParallel:
+    """As an engine of two GPUs in its bundle."""
+
+    def backend(self, model_path):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        config = EngineSection(num_gpus=2, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=1, block_tokens=32)
+        model = ModelSection(dtype="bfloat16", max_length_tokens=256)
+        arguments = engine_arguments(model_path=model_path, model=model, config=config, num_adapters=2, seed=0)
+        parallel = AsyncEngineArgs(**arguments).create_engine_config().parallel_config
+        return parallel.distributed_executor_backend, parallel.world_size
+
+
+def test_a_tensor_parallel_engine_in_an_actor_of_a_placement_group_uses_processes(ray_cluster, tiny_model_dir):
+    group = placement_group([{"CPU": 0.1}])
+    where = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    actor = TensorParallel.options(scheduling_strategy=where).remote()
+    assert ray.get(actor.backend.remote(str(tiny_model_dir))) == ("mp", 2)
+    ray.kill(actor)
+    remove_placement_group(group)
