@@ -235,12 +235,6 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
                 f"less {MIN_PROMPT_TOKENS} for the prompt)",
                 value,
             )
-    if config.learner.micro_batch_tokens < config.model.max_length_tokens:
-        yield expected(
-            "learner.micro_batch_tokens",
-            f"at least model.max_length_tokens {config.model.max_length_tokens} (a row is never split)",
-            config.learner.micro_batch_tokens,
-        )
     if config.lora.rank > config.engine.max_lora_rank:
         yield expected("lora.rank", f"at most engine.max_lora_rank {config.engine.max_lora_rank}", config.lora.rank)
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from configs.model_shape import DTYPE_BYTES, ModelShape, missing_sizes
 from configs.rules import expected
 from configs.schema import RunConfig
 
 CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS = 32, 16
 """Of one KV block when `engine.block_tokens` is 0."""
-KV_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def engine_problems(config: RunConfig) -> Iterator[str]:
@@ -34,20 +34,15 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
 
 def kv_cache_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Where the configuration says how large the cache is: it holds one sequence at least."""
-    if config.engine.kv_cache_gib == 0 or config.engine.num_kv_blocks or "num_attention_heads" not in hf_config:
+    if config.engine.kv_cache_gib == 0 or config.engine.num_kv_blocks or missing_sizes(hf_config):
         return
-    least_gib = kv_token_bytes(config, hf_config) * (config.model.max_length_tokens + CPU_BLOCK_TOKENS) / 2**30
+    token_bytes = ModelShape.from_config(hf_config).kv_token_bytes(DTYPE_BYTES[config.model.dtype])
+    least_gib = (
+        token_bytes * (config.model.max_length_tokens + CPU_BLOCK_TOKENS) / max(1, config.engine.num_gpus) / 2**30
+    )
     if config.engine.kv_cache_gib < least_gib:
         words = f"at least {least_gib:.4f} (one sequence of model.max_length_tokens {config.model.max_length_tokens} tokens)"
         yield expected("engine.kv_cache_gib", words, config.engine.kv_cache_gib)
-
-
-def kv_token_bytes(config: RunConfig, hf_config: dict[str, Any]) -> int:
-    """Keys and values of one token in all layers, as the engine keeps them."""
-    num_heads = hf_config["num_attention_heads"]
-    head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // num_heads
-    num_kv_heads = hf_config.get("num_key_value_heads") or num_heads
-    return 2 * hf_config["num_hidden_layers"] * num_kv_heads * head_dim * KV_DTYPE_BYTES[config.model.dtype]
 
 
 def _colocation_problems(config: RunConfig) -> Iterator[str]:

@@ -21,6 +21,13 @@ def data_format(name: str) -> str:
     return next((kind for suffix, kind in DATA_FORMATS.items() if name.lower().endswith(suffix)), "")
 
 
+def known_config(name: str) -> dict[str, Any]:
+    """The sizes in `config.json` of a hub model that a shipped configuration names, so that a plan needs no download; empty
+    for others."""
+    path = importlib.resources.files("configs") / "known_models.json"
+    return json.loads(path.read_text(encoding="utf-8")).get(name, {})
+
+
 def looks_like_path(value: str) -> bool:
     """Whether a data or model setting means a local file or directory rather than a hub name."""
     return value.startswith(("./", "../", "/", "~")) or bool(data_format(value))

@@ -258,6 +258,8 @@ class ClusterSection:
     colocated: bool = False
     """Engine i and learner rank i share GPU i, by turns: engines sleep, their memory given back, while the learner works.
     Needs engine.kv_cache_gib and rl.max_staleness 0."""
+    gpu_memory_gib: float = 0.0
+    """Of the smallest GPU that the run may get, for `terse plan` and its refusals. 0: of the GPUs here, if no cluster is named."""
     start_timeout_s: float = 600.0
     """Give up when the placement cannot be had, or an actor has not started, by then."""
     heartbeat_timeout_s: float = 60.0

@@ -91,6 +91,7 @@ RULES: dict[str, Rule] = {
     "budget.curriculum_factor": POSITIVE,
     "budget.curriculum_steps": NOT_NEGATIVE,
     "rollout.cap_tokens": NOT_NEGATIVE,
+    "cluster.gpu_memory_gib": NOT_NEGATIVE,
     "cluster.start_timeout_s": POSITIVE,
     "cluster.heartbeat_timeout_s": POSITIVE,
     "cluster.max_actor_losses": NOT_NEGATIVE,

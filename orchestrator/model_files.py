@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.model_shape import missing_sizes
 from configs.models import weight_files
 from configs.schema import RunConfig
 
@@ -20,11 +21,9 @@ Shapes = dict[str, tuple[int, ...]]
 def architecture_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Of `config.json`: what the learner, or the export at the end, would refuse hours later."""
     where = f"model.path {config.model.path!r}: config.json"
-    needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
-    text_config = hf_config.get("text_config") or hf_config
-    if missing := [key for key in needed if key not in text_config]:
+    if missing := missing_sizes(hf_config):
         kind = hf_config.get("model_type", "no model_type")
-        yield f"{where}: expected a decoder such as Llama or Qwen2 with {', '.join(needed)}; found {kind} without {', '.join(missing)}"
+        yield f"{where}: expected a decoder such as Llama or Qwen2, found {kind} without {', '.join(missing)}"
     if quantised := hf_config.get("quantization_config"):
         method = quantised.get("quant_method", "some") if isinstance(quantised, dict) else "some"
         yield f"{where}: expected unquantised weights, found quantization_config of {method}; use the model it was made of"
@@ -81,20 +80,6 @@ def tokenizer_problems(config: RunConfig, directory: Path) -> Iterator[str]:
         "additional_chat_templates",
     }:
         yield f"{where}: expected a tokenizer with a chat template, found none in {directory}"
-
-
-def is_tied(hf_config: dict[str, Any]) -> bool:
-    """Whether input and output embedding are one matrix: what config.json says, else the architecture's default, which
-    differs (Gemma's is true, and Google's files leave it out)."""
-    for settings in (hf_config, hf_config.get("text_config") or {}):
-        if "tie_word_embeddings" in settings:
-            return bool(settings["tie_word_embeddings"])
-    from transformers import AutoConfig
-
-    try:
-        return bool(AutoConfig.for_model(hf_config.get("model_type", "")).tie_word_embeddings)
-    except (ValueError, AttributeError):  # a model type that transformers does not know
-        return False
 
 
 def read_shapes(directory: Path) -> Shapes:

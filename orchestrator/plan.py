@@ -10,15 +10,16 @@ from configs.checks import model_problems
 from configs.data_schema import ARITHMETIC, TaskSource
 from configs.errors import UserError
 from configs.load import ConfigError, dump_config
-from configs.models import is_hub_name, is_local_data, resolve_model_path
+from configs.model_shape import DTYPE_BYTES, ModelShape
+from configs.models import is_hub_name, is_local_data, known_config, resolve_model_path
 from configs.protocols import load_protocols
 from configs.schema import RunConfig
 from orchestrator.adapter_options import adapter_problems
-from orchestrator.model_files import architecture_problems, is_tied, tokenizer_problems, weight_problems
+from orchestrator.machine import probe_gpus
+from orchestrator.memory_plan import GIB, MemoryPlan, memory_problems, plan_memory
+from orchestrator.model_files import architecture_problems, tokenizer_problems, weight_problems
 from orchestrator.rendering_checks import rendering_problems
-
-GIB = 2**30
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+from orchestrator.roofline import StepEstimate, estimate_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +46,13 @@ class Plan:
     """When every prompt and completion is as long as it may be."""
     completions_in_flight: int
     base_weights_gib: float
-    """In each engine and on each learner rank (ZeRO-3 splits the latter)."""
+    """In each engine and on each learner rank."""
     adapter_training_gib: float
     """Per rank: fp32 adapter weights, gradients and two AdamW moments, before ZeRO splits them."""
+    memory: MemoryPlan | None
+    """Of GPUs; None when the model's config.json is not at hand."""
+    step: StepEstimate | None
+    """None without GPUs whose size is known, for the engines or for the learner."""
     unverifiable: dict[str, SourceReferences]
     """Source → its reference answers that no completion can meet; local files only."""
     config_yaml: str
@@ -70,6 +75,7 @@ class Plan:
                 "adapter training",
                 unknown or f"{self.adapter_training_gib:.3f} GiB per rank (weights, gradients, AdamW moments)",
             ),
+            *memory_rows(self),
         ]
         for source, found in self.unverifiable.items():
             rows.append(
@@ -89,8 +95,12 @@ def make_plan(config: RunConfig) -> Plan:
     check_model(config)
     hf_config = read_hf_config(config)
     rl, model = config.rl, config.model
-    num_parameters = count_parameters(hf_config) if hf_config else 0
-    num_adapter = count_adapter_parameters(hf_config, config.lora.rank, config.lora.target_modules) if hf_config else 0
+    shape = ModelShape.from_config(hf_config) if hf_config else None
+    num_parameters = shape.num_parameters if shape else 0
+    num_adapter = shape.num_adapter_parameters(config.lora.rank, config.lora.target_modules) if shape else 0
+    gpu_bytes = find_gpu_bytes(config)
+    memory = plan_memory(config, shape, gpu_bytes) if shape else None
+    is_on_gpus = config.engine.num_gpus > 0 and config.learner.num_gpus_per_rank > 0 and gpu_bytes > 0
     completions = rl.groups_per_step * rl.group_size
     return Plan(
         num_parameters=num_parameters,
@@ -102,6 +112,8 @@ def make_plan(config: RunConfig) -> Plan:
         completions_in_flight=completions * (rl.max_staleness + 1),
         base_weights_gib=num_parameters * DTYPE_BYTES[model.dtype] / GIB,
         adapter_training_gib=num_adapter * 16 / GIB,
+        memory=memory,
+        step=estimate_step(config, shape, gpu_bytes, memory.kv_tokens) if shape and memory and is_on_gpus else None,
         unverifiable=unverifiable_references(config),
         config_yaml=dump_config(config),
     )
@@ -137,6 +149,48 @@ def task_sources(config: RunConfig) -> dict[str, TaskSource]:
     return sources | {f"protocol {found.name}": found.source for found in load_protocols(config.protocols)}
 
 
+def find_gpu_bytes(config: RunConfig) -> float:
+    """Memory of the smallest GPU that the run may get: what the configuration says, else of the GPUs here, unless a cluster
+    is named. 0 when nobody knows, or no role is on a GPU."""
+    if not (config.engine.num_gpus or config.learner.num_gpus_per_rank):
+        return 0.0
+    if config.cluster.gpu_memory_gib:
+        return config.cluster.gpu_memory_gib * GIB
+    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        return 0.0
+    _, gpus = probe_gpus()
+    return min((gpu.memory_gib * GIB for gpu in gpus), default=0.0)
+
+
+def memory_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What GPUs hold and how long a step takes, for people."""
+    if plan.memory is None:
+        return []
+    rows = []
+    for role, parts, total in (
+        ("learner rank's GPU", plan.memory.learner, plan.memory.learner_bytes),
+        ("engine's GPU", plan.memory.engine, plan.memory.engine_bytes),
+    ):
+        if parts:
+            listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+            rows.append((role, f"{total / GIB:.1f} GiB: {listed}"))
+    if plan.memory.is_shared and rows:
+        rows.append(("shared by turns", f"{plan.memory.peak_bytes / GIB:.1f} GiB at most"))
+    if plan.memory.kv_tokens:
+        rows.append(("KV cache of an engine", f"{plan.memory.kv_tokens:,} tokens"))
+    if rows:
+        rows.append(("/dev/shm", f"{sum(plan.memory.shm.values()) / GIB:.2f} GiB on a node with every engine"))
+    if plan.step:
+        rows.append(
+            (
+                "an RL step, estimated",
+                f"{plan.step.step_s:.0f} s on {plan.step.gpu} at {plan.step.completion_tokens:.0f} tokens a completion: "
+                f"rollouts {plan.step.rollout_s:.0f} s, update {plan.step.update_s:.0f} s; {plan.step.waiting}",
+            )
+        )
+    return rows
+
+
 def check_model(config: RunConfig) -> None:
     """Raises ConfigError when the settings do not fit the model's own limits, or the model is not there."""
     try:
@@ -145,7 +199,10 @@ def check_model(config: RunConfig) -> None:
         raise ConfigError([f"model.path: {error}"]) from error
     problems = list(adapter_problems(config))
     if hf_config:
-        problems += [*model_problems(config, hf_config), *architecture_problems(config, hf_config)]
+        of_architecture = list(architecture_problems(config, hf_config))
+        problems += [*model_problems(config, hf_config), *of_architecture]
+        if not of_architecture and (gpu_bytes := find_gpu_bytes(config)):
+            problems += memory_problems(config, ModelShape.from_config(hf_config), gpu_bytes)
     if not is_hub_name(config.model.path):
         problems += directory_problems(config, Path(resolve_model_path(config.model.path)))
     if problems:
@@ -179,36 +236,4 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
         from huggingface_hub import try_to_load_from_cache
 
         file = try_to_load_from_cache(config.model.path, "config.json")
-    return json.loads(Path(file).read_text()) if isinstance(file, str | Path) else {}
-
-
-def _widths(hf_config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(in, out) of each linear layer of a Llama-like block."""
-    hidden, heads = hf_config["hidden_size"], hf_config["num_attention_heads"]
-    head_dim = hf_config.get("head_dim") or hidden // heads
-    kv = hf_config.get("num_key_value_heads", heads) * head_dim
-    inner = hf_config["intermediate_size"]
-    return {
-        "q_proj": (hidden, heads * head_dim),
-        "k_proj": (hidden, kv),
-        "v_proj": (hidden, kv),
-        "o_proj": (heads * head_dim, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-
-
-def count_parameters(hf_config: dict[str, Any]) -> int:
-    """Linear layers and embeddings of a Llama-like model (norms and biases are left out)."""
-    block = sum(rows * columns for rows, columns in _widths(hf_config).values())
-    embeddings = hf_config["vocab_size"] * hf_config["hidden_size"]
-    num_embeddings = 1 if is_tied(hf_config) else 2
-    return hf_config["num_hidden_layers"] * block + num_embeddings * embeddings
-
-
-def count_adapter_parameters(hf_config: dict[str, Any], rank: int, target_modules: tuple[str, ...]) -> int:
-    """A `[rank, in]` and a `[out, rank]` matrix for each adapted layer."""
-    widths = _widths(hf_config)
-    per_block = sum(rank * sum(widths[name]) for name in target_modules if name in widths)
-    return hf_config["num_hidden_layers"] * per_block
+    return json.loads(Path(file).read_text()) if isinstance(file, str | Path) else known_config(config.model.path)

@@ -10,9 +10,9 @@ import pytest
 from actors import adapters
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.load import ConfigError, load_config
+from configs.model_shape import is_tied
 from configs.models import resolve_model_path, weights_sha256
 from orchestrator import pipeline
-from orchestrator.model_files import is_tied
 from orchestrator.plan import check_fetched_model, check_hub, check_model, unverifiable_references
 from orchestrator.sft_data import make_row
 
