@@ -9,6 +9,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from actors import rendezvous
 from actors.adapters import make_ref, pack, unpack
+from actors.hub import local_model
 from actors.learner_state import KINDS, LearnerState
 from actors.losses import LossInputs, LossSettings, loss_settings, policy_gradient_loss, sft_loss, step_metrics
 from actors.masked_lora import adapter_parameters, add_adapter, check_shapes, fresh_tensors, peft_config
@@ -48,8 +50,11 @@ class LearnerRank:
         learner: LearnerSection,
         seed: int,
         deterministic: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`deterministic`: equal steps give equal bits; an operation that cannot raises RuntimeError."""
+        """`deterministic`: equal steps give equal bits; an operation that cannot raises RuntimeError. `environment`:
+        variables for this process."""
+        os.environ.update(environment or {})
         self.deterministic = deterministic
         self.rank, self.num_ranks = rank, num_ranks
         self.model, self.model_path = model, model_path
@@ -82,7 +87,8 @@ class LearnerRank:
             torch.set_num_threads(self.learner.num_threads)
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         backend = "nccl" if on_gpu else "gloo"
-        rendezvous.join(backend, master_address, master_port, self.rank, self.num_ranks)
+        own_address, _ = self.find_place()
+        rendezvous.join(backend, (master_address, master_port), own_address, self.rank, self.num_ranks)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
     def begin_stage(self, stage: StageSpec) -> None:
@@ -100,7 +106,9 @@ class LearnerRank:
             self._engine, self._parameters = None, {}
             gc.collect()
         self._stage, self._step = stage, 0
-        policy = PolicyModel(self.model, self.model_path, self.lora, self.learner.gradient_checkpointing)
+        policy = PolicyModel(
+            self.model, local_model(self.model_path, self.model), self.lora, self.learner.gradient_checkpointing
+        )
         if stage.start_adapter is None:
             start = fresh_tensors(policy.layers, self.lora.rank, self.seed)
         else:

@@ -1,7 +1,5 @@
 """The policy as a torch module: a frozen base with adapters, from micro-batch to logprobs of trained tokens."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -61,12 +59,12 @@ class PolicyModel(nn.Module):
 
 
 def load_base(model: ModelSection, model_path: str) -> PreTrainedModel:
-    """The base model of a directory or hub name, from safetensors only.
+    """The base model of a directory, from safetensors only.
 
     Raises ValueError for a model whose logits are more than its last linear layer: those are computed apart.
     """
     base = AutoModelForCausalLM.from_pretrained(
-        str(Path(model_path)) if Path(model_path).exists() else model_path,
+        model_path,
         dtype=getattr(torch, model.dtype),
         attn_implementation="sdpa",
         use_safetensors=True,

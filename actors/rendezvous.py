@@ -2,9 +2,9 @@
 
 import os
 import socket
-import sys
 from collections.abc import Sequence
 
+import psutil
 import torch.distributed as dist
 
 LOOPBACK = "127.0.0.1"
@@ -32,12 +32,26 @@ def choose_master(places: Sequence[Place]) -> Place:
     return (LOOPBACK if len(addresses) == 1 else places[0][0]), places[0][1]
 
 
-def join(backend: str, address: str, port: int, rank: int, num_ranks: int) -> None:
-    """Make the process group; returns when all ranks are there. torch's own store would listen on every address."""
+def interface_of(address: str) -> str:
+    """Name of the network interface that has an address; empty when none here has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address == address for found in addresses):
+            return name
+    return ""
+
+
+def join(backend: str, master: Place, own_address: str, rank: int, num_ranks: int) -> None:
+    """Make the process group; returns when all ranks are there. `own_address` is that of this rank's node.
+
+    torch's own store would listen on every address, and gloo and NCCL would tell the others the address that this
+    machine's name stands for, which on many is loopback.
+    """
+    address, port = master
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(num_ranks))
     os.environ["LOCAL_RANK"] = "0"  # Ray shows a rank only its own GPU
-    if address == LOOPBACK and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if interface := interface_of(LOOPBACK if address == LOOPBACK else own_address):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, interface)
     listening = None
     if rank == 0:
         listening = socket.socket()

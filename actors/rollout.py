@@ -1,7 +1,8 @@
 """The rollout actor: prompts in, stamped completions out."""
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from actors import adapters
 from actors.engine import Engine, Generated, Sampling
+from actors.hub import local_model
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import AdapterRef, Completion, HardCap, Prompt
 from configs.schema import EngineSection, ModelSection
@@ -32,17 +34,20 @@ class RolloutActor:
         counts_thinking: bool = False,
         deterministic: bool = False,
         shares_gpu: bool = False,
+        environment: Mapping[str, str] | None = None,
     ):
         """`counts_thinking`: completions say where their thought ends, which takes some decoding. `deterministic` and
-        `shares_gpu`: see `Engine`."""
+        `shares_gpu`: see `Engine`. `environment`: variables for this process."""
         self._deterministic, self._shares_gpu = deterministic, shares_gpu
         self._counts_thinking = counts_thinking
+        os.environ.update(environment or {})
         self._model_path, self._model, self._engine_config = model_path, model, engine
         self._num_adapters, self._seed = num_adapters, seed
         self._engine: Any = None
 
     async def start(self) -> None:
         """Load tokenizer and engine (tens of seconds). Separate from the constructor: vLLM needs the event loop."""
+        self._model_path = local_model(self._model_path, self._model)
         self._tokenizer: Any = load_tokenizer(self._model_path, self._model)
         self._engine = Engine(
             model_path=self._model_path,

@@ -45,6 +45,8 @@ class ModelSection:
 
     path: str = EMBEDDED_MODEL
     """`embedded`, a Hugging Face model directory, or a hub name."""
+    revision: str = ""
+    """Of a hub name: branch, tag or commit. Empty: the newest; every node gets the commit that the driver found."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the base weights, in learner and engine; adapters are trained in fp32."""
     base_precision: Literal["native", "int4"] = "native"

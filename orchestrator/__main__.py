@@ -16,6 +16,7 @@ from orchestrator.masking import MaskingFormatter, masked
 
 if TYPE_CHECKING:
     from configs.load import ConfigError
+    from configs.schema import RunConfig
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -167,6 +168,9 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
         return diagnose(arguments.config, arguments.overrides)
     if name == "sweep":
+        from configs.load import load_config, split_axes
+
+        prepare_ray(load_config(arguments.config, split_axes(arguments.overrides)[1]))
         from orchestrator.sweep import sweep
 
         return show_sweep(sweep(arguments.config, arguments.overrides))
@@ -180,6 +184,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         plan = make_plan(config)
         print(plan.text)
         return plan.as_dict()
+    prepare_ray(config)
     from orchestrator import pipeline
 
     if name == "export":
@@ -196,6 +201,14 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
         print(f"on a device: {ask(config)}")
     return result
+
+
+def prepare_ray(config: "RunConfig") -> None:
+    """Before Ray is imported."""
+    from orchestrator.ray_address import names_cluster, prepare_own_cluster
+
+    if not names_cluster(config.cluster.address):
+        prepare_own_cluster()
 
 
 def report_again(run_dir: Path) -> dict[str, Any]:

@@ -28,19 +28,19 @@ from actors.reward import RewardActor
 from actors.types import AdapterRef
 from configs.checks import cluster_problems
 from configs.load import ConfigError
-from configs.schema import RunConfig
+from configs.schema import ModelSection, RunConfig
 from orchestrator.actor_pool import ActorPool, root_cause
 from orchestrator.dispatcher import Dispatcher, is_lost_actor
 from orchestrator.events import Event
 from orchestrator.inference_pool import InferencePool
-from orchestrator.ray_address import check_ray_address
+from orchestrator.nodes import fetch_on_nodes, nodes_of
+from orchestrator.passed_environment import split_environment
+from orchestrator.placement import PAIRS, REWARD_ACTOR_CPUS, gpu_share, misfits, placements, totals
+from orchestrator.ray_address import check_ray_address, prepare_own_cluster
 
 log = logging.getLogger(__name__)
 
 REPORT_WAITING_S = 30.0
-REWARD_ACTOR_CPUS = 0.1
-PAIRS = "engine with learner rank"
-"""The role of bundles that hold one of each."""
 CALL_TIMEOUT_S = 120.0
 """For an engine to load an adapter or heads, or to generate a few tokens."""
 
@@ -51,12 +51,15 @@ OnEvent = Callable[[Event, dict[str, Any]], None]
 class Cluster:
     """Every actor of a run. Made by `start_cluster`."""
 
-    def __init__(self, config: RunConfig, model_path: str, on_event: OnEvent):
-        self._config, self._model_path, self._on_event = config, model_path, on_event
+    def __init__(self, config: RunConfig, model_path: str, model: ModelSection, on_event: OnEvent):
+        self._config, self._on_event = config, on_event
+        self._model_path, self._model = model_path, model
+        self._environment, self._secrets = split_environment(os.environ)
         self._started_s = time.monotonic()
         self._groups = {role: placement_group(bundles, strategy) for role, bundles, strategy in placements(config)}
         for role, group in self._groups.items():
             self._await_placement(role, group)
+        fetch_on_nodes(nodes_of(self._groups.values()), model_path, model, self._environment, self._secrets)
         self._published: dict[str, dict[int, tuple[AdapterRef, Any]]] = defaultdict(dict)
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._rank_actors = self._make_ranks()
@@ -208,17 +211,18 @@ class Cluster:
 
     def _make_ranks(self) -> list[Any]:
         config = self._config.learner
-        options = {"num_cpus": config.num_cpus_per_rank, "num_gpus": _gpu_share(self._config, config.num_gpus_per_rank)}
+        options = {"num_cpus": config.num_cpus_per_rank, "num_gpus": gpu_share(self._config, config.num_gpus_per_rank)}
         return [
             self._actor(LearnerRank, "learner", index, options, config.num_threads).remote(
                 rank=index,
                 num_ranks=config.num_ranks,
-                model=self._config.model,
+                model=self._model,
                 model_path=self._model_path,
                 lora=self._config.lora,
                 learner=config,
                 seed=self._config.run.seed,
                 deterministic=self._config.run.deterministic,
+                environment=self._secrets,
             )
             for index in range(config.num_ranks)
         ]
@@ -255,18 +259,19 @@ class Cluster:
         config = self._config.engine
         options = {
             "num_cpus": config.num_cpus,
-            "num_gpus": _gpu_share(self._config, config.num_gpus),
+            "num_gpus": gpu_share(self._config, config.num_gpus),
             "max_concurrency": 4096,
         }
         return self._actor(InferenceActor, role, index, options, config.num_threads).remote(
             model_path=self._model_path,
-            model=self._config.model,
+            model=self._model,
             engine=config,
             num_adapters=self._num_adapters,
             seed=seed,
             counts_thinking=self._config.reward.span == "thinking",
             deterministic=self._config.run.deterministic,
             shares_gpu=self._config.cluster.colocated,
+            environment=self._secrets,
         )
 
     def _make_scorer(self, index: int) -> Any:
@@ -277,7 +282,8 @@ class Cluster:
         group = self._groups[role] if role in self._groups else self._groups[PAIRS]
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         # Ray would set one thread per actor; the arithmetic wants what the config says.
-        runtime_env = {"env_vars": {"OMP_NUM_THREADS": str(num_threads), "HF_HUB_DISABLE_TELEMETRY": "1"}}
+        variables = {"HF_HUB_DISABLE_TELEMETRY": "1", **self._environment, "OMP_NUM_THREADS": str(num_threads)}
+        runtime_env = {"env_vars": variables}
         return ray.remote(scheduling_strategy=strategy, runtime_env=runtime_env, **options)(cls)
 
     def _await_placement(self, role: str, group: PlacementGroup) -> None:
@@ -286,8 +292,8 @@ class Cluster:
         while not ray.wait([ready], timeout=1.0)[0]:
             waited = time.monotonic() - self._started_s
             text = (
-                f"{role} asked for {group.bundle_specs}; the cluster has {_sums(ray.cluster_resources())}, "
-                f"free {_sums(ray.available_resources())}"
+                f"{role} asked for {group.bundle_specs}; the cluster has {totals(ray.cluster_resources())}, "
+                f"free {totals(ray.available_resources())}"
             )
             if waited > timeout_s:
                 raise RuntimeError(f"no placement after {waited:.0f} s (cluster.start_timeout_s): {text}")
@@ -298,9 +304,14 @@ class Cluster:
 
 @contextmanager
 def start_cluster(
-    config: RunConfig, model_path: str, on_event: OnEvent = lambda event, details: None
+    config: RunConfig,
+    model_path: str,
+    model: ModelSection | None = None,
+    on_event: OnEvent = lambda event, details: None,
 ) -> Iterator[Cluster]:
     """Connect to Ray, check that the cluster is large enough, start all actors; stop them on the way out.
+
+    `model_path` and `model` are what actors load (`base_model.for_actors`); without `model` that of the config.
 
     `on_event` is told of every actor that is lost and every call that is made again.
 
@@ -316,7 +327,7 @@ def start_cluster(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if problems := problems or misfits(config, nodes):
             raise ConfigError(problems)
-        cluster = Cluster(config, model_path, on_event)
+        cluster = Cluster(config, model_path, model or config.model, on_event)
         yield cluster
     finally:
         if cluster is not None:
@@ -333,8 +344,7 @@ def connect(config: RunConfig) -> None:
     if address:
         ray.init(address=address, log_to_driver=False)
         return
-    # Ray's workers run at niceness 15 unless told otherwise; here they are the ones that matter.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    prepare_own_cluster()
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Without "local" Ray would look for the last cluster that was started on this machine, dead or alive.
     ray.init(
@@ -344,47 +354,3 @@ def connect(config: RunConfig) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-
-
-def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str]]:
-    """Role, bundles and strategy of each placement group; colocated, engine i and rank i are in bundle i of one group."""
-    engine, learner = config.engine, config.learner
-    reward = ("reward", [_bundle(REWARD_ACTOR_CPUS, 0)] * config.reward.num_actors, "SPREAD")
-    if config.cluster.colocated:
-        pair = _bundle(engine.num_cpus + learner.num_cpus_per_rank, engine.num_gpus)
-        return [(PAIRS, [pair] * learner.num_ranks, "PACK"), reward]
-    engine_bundle = _bundle(engine.num_cpus, engine.num_gpus)
-    groups = [
-        (
-            "learner",
-            [_bundle(learner.num_cpus_per_rank, learner.num_gpus_per_rank)] * learner.num_ranks,
-            "PACK",
-        ),
-        ("rollout", [engine_bundle] * config.rollout.num_actors, "SPREAD"),
-        ("inference", [engine_bundle] * config.evaluation.num_actors, "SPREAD"),
-        reward,
-    ]
-    return [(role, bundles, strategy) for role, bundles, strategy in groups if bundles]
-
-
-def misfits(config: RunConfig, nodes: Sequence[dict[str, float]]) -> list[str]:
-    """Actors that no node could hold, however idle, though all nodes together have enough; `nodes` are resources."""
-    return [
-        f"{role}: asks for {bundle} on one node, the largest of {len(nodes)} nodes have "
-        f"{ {name: max(node.get(name, 0.0) for node in nodes) for name in bundle} }"
-        for role, (bundle, *_), _ in placements(config)
-        if not any(all(node.get(name, 0.0) >= amount for name, amount in bundle.items()) for node in nodes)
-    ]
-
-
-def _gpu_share(config: RunConfig, num_gpus: int) -> float:
-    """Colocated: learner ranks and engines take half a GPU each of their bundle."""
-    return num_gpus * (0.5 if config.cluster.colocated else 1.0)
-
-
-def _bundle(num_cpus: float, num_gpus: float) -> dict[str, float]:
-    return {"CPU": num_cpus, "GPU": num_gpus} if num_gpus else {"CPU": num_cpus}
-
-
-def _sums(resources: dict[str, float]) -> dict[str, float]:
-    return {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}

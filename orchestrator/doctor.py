@@ -166,8 +166,13 @@ def check_ray(machine: Machine, config: RunConfig | None, reach: Reach) -> Itera
     submits_to = environment.get("RAY_API_SERVER_ADDRESS", "")
     if (address or submits_to) and mode == "token" and not _has_token(environment):
         found = "RAY_AUTH_MODE=token and no token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        advice = "copy the cluster's token here; on a new cluster: ray get-auth-token --generate"
+        advice = (
+            "copy the cluster's token here; on a new cluster: (umask 077; ray get-auth-token --generate > /dev/null)"
+        )
         yield Check(name="Ray authentication", status="problem", found=found, advice=advice)
+    if (token := _token_file(environment)).is_file() and token.stat().st_mode & 0o077:
+        advice = f"chmod 600 {token}; make it with: (umask 077; ray get-auth-token --generate > /dev/null)"
+        yield Check(name="Ray authentication", status="note", found=f"others may read {token}", advice=advice)
     if submits_to and not mode:
         advice = "export RAY_AUTH_MODE=token: `ray job submit` is refused without the cluster's token"
         yield Check(name="Ray authentication", status="note", found="RAY_AUTH_MODE is not set", advice=advice)
@@ -281,9 +286,13 @@ def render(checks: Sequence[Check]) -> str:
     return "\n".join([*lines, "", verdict])
 
 
+def _token_file(environment: dict[str, str]) -> Path:
+    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named).expanduser() if named else Path(environment.get("HOME", "/nonexistent")) / ".ray" / "auth_token"
+
+
 def _has_token(environment: dict[str, str]) -> bool:
-    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    return bool(environment.get("RAY_AUTH_TOKEN")) or path.is_file()
+    return bool(environment.get("RAY_AUTH_TOKEN")) or _token_file(environment).is_file()
 
 
 def _public(version: str) -> str:

@@ -21,7 +21,7 @@ from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.models import is_hub_name
 from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
-from orchestrator.base_model import base_model_path, native_base
+from orchestrator.base_model import base_model_path, for_actors, native_base
 from orchestrator.cluster import start_cluster
 from orchestrator.dispatcher import is_lost_object
 from orchestrator.evaluate import evaluate, evaluate_caps
@@ -72,6 +72,8 @@ PLACEMENT_SETTINGS = (
     *("rollout.num_actors", "reward.num_actors", "reward.deadline_s"),
 )
 """Placement and memory, which may change too unless the run is deterministic: they round differently."""
+RAY_PACKAGES = "working_dir_files"
+"""The directory in a Ray session under which `ray job submit --working-dir` unpacks what it was given."""
 ROW_CHECK_S = 10.0
 """How long the start of a cluster waits for a look at all SFT rows; the rest of it goes on meanwhile."""
 HEADS_SETTINGS = ("heads.", "data.easy.", "data.hard.")
@@ -101,6 +103,12 @@ def run(config: RunConfig, stages: tuple[str, ...] = STAGES) -> Path:
 
 def make_run_dir(config: RunConfig) -> None:
     """Raises UserError naming `run.dir` when it cannot be made or written to."""
+    if RAY_PACKAGES in config.run_dir.resolve().parts:
+        log.warning(
+            "run.dir: %s lies in the copy of the working directory that Ray removes with the job's session, and the run with "
+            "it; name an absolute path on a disk that stays",
+            config.run_dir.resolve(),
+        )
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / run_files.LOCK_FILE).open("a").close()
@@ -138,14 +146,15 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
     """Start the cluster once and run the stages on it."""
     if is_hub_name(config.model.path):
         check_fetched_model(config, native_base(config))
-    model_path = base_model_path(config)
-    tokenizer = load_tokenizer(model_path, config.model)
+    tokenizer = load_tokenizer(base_model_path(config), config.model)
     row_check = RowCheck(make_sft_rows(config, tokenizer)) if "sft" in names else None
     with ExitStack() as stack:
         with part_of(config.run_dir, "start"):
             if row_check is not None:
                 row_check.wait(ROW_CHECK_S)
-            cluster = stack.enter_context(start_cluster(config, model_path, partial(record_event, config.run_dir)))
+            cluster = stack.enter_context(
+                start_cluster(config, *for_actors(config), partial(record_event, config.run_dir))
+            )
             if row_check is not None:
                 row_check.wait()
         for name in names:

@@ -235,5 +235,5 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
     if is_hub_name(config.model.path):
         from huggingface_hub import try_to_load_from_cache
 
-        file = try_to_load_from_cache(config.model.path, "config.json")
+        file = try_to_load_from_cache(config.model.path, "config.json", revision=config.model.revision or None)
     return json.loads(Path(file).read_text()) if isinstance(file, str | Path) else known_config(config.model.path)

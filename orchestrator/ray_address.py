@@ -1,7 +1,9 @@
-"""Whether the Ray cluster that is named answers at all: Ray itself asks for minutes, without a word."""
+"""Before Ray is asked for anything: whether a cluster that is named answers, and what one of our own is started with."""
 
 import os
+import secrets
 import socket
+import sys
 
 from configs.errors import UserError
 
@@ -28,3 +30,26 @@ def check_ray_address(configured: str) -> None:
             f"{setting}: expected a Ray cluster at {address}, which does not answer ({error}); "
             "leave it empty to start one here"
         ) from error
+
+
+def prepare_own_cluster() -> None:
+    """Variables of a cluster that a run starts for itself; whoever has set one has it his way.
+
+    Ray reads those of authentication when it is imported, so the command line calls this before.
+    """
+    # Ray's workers run at niceness 15 unless told otherwise; here they are the ones that matter.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Metrics have no token, and nothing collects them of a cluster that ends with its run.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):
+        os.environ.setdefault(name, "-1")
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        # Ray's servers listen on every address of the machine: without the token nobody is heard. It is made anew each time
+        # and stays in the environment; Ray's own would lie in a file that every user here may read.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def names_cluster(configured: str) -> bool:
+    """Whether a run joins a cluster instead of starting one."""
+    address = configured or os.environ.get("RAY_ADDRESS", "")
+    return bool(address) and address != "local"

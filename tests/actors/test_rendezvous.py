@@ -8,7 +8,7 @@ from actors.rendezvous import choose_master
 LISTEN = """
 import psutil
 from actors.rendezvous import choose_master, find_place, join
-join("gloo", *choose_master([find_place()]), rank=0, num_ranks=1)
+join("gloo", choose_master([find_place()]), find_place()[0], rank=0, num_ranks=1)
 addresses = {c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN}
 print(sorted(addresses))
 """

@@ -1,9 +1,11 @@
 """What operators apply is what this version of Terse needs: fields, pins, resources, commands."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -219,7 +221,17 @@ def test_every_command_that_operators_are_told_to_run_parses_with_its_configurat
 def test_the_dockerfile_installs_the_pinned_gpu_versions_and_does_not_run_as_root():
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     steps = [line.split(None, 1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert {keyword for keyword, _ in steps} <= {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "VOLUME", "USER", "CMD"}
+    assert {keyword for keyword, _ in steps} <= {
+        "FROM",
+        "RUN",
+        "WORKDIR",
+        "COPY",
+        "ARG",
+        "ENV",
+        "VOLUME",
+        "USER",
+        "CMD",
+    }
     assert steps[0] == ["FROM", "python:3.12-slim-bookworm"]
     (install,) = [body for keyword, body in steps if keyword == "RUN" and "pip install" in body]
     assert "--constraint constraints-gpu.txt '.[gpu]'" in install
@@ -233,6 +245,113 @@ def test_the_dockerfile_installs_the_pinned_gpu_versions_and_does_not_run_as_roo
                 assert f"!{source}" in ignored
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert {f"!{package}" for package in project["tool"]["setuptools"]["packages"]} <= set(ignored)
+
+
+@pytest.mark.parametrize("kind", ["raycluster", "rayjob"])
+def test_pods_run_without_rights_and_can_write_to_a_fresh_volume(kind):
+    for _, pod in pods(kind):
+        context = pod["securityContext"]
+        assert (context["runAsNonRoot"], context["runAsUser"], context["fsGroup"]) == (True, 1000, 1000)
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+    assert "--uid 1000 terse" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_a_refused_configuration_is_not_tried_again_and_again_on_eight_gpus():
+    job = yaml.safe_load(KUBERAY["rayjob"].read_text())["spec"]
+    assert job["backoffLimit"] <= 1
+    plan, run = re.findall(r"terse (plan|run) --config paper_7b_8gpu run.dir=/data/runs", job["entrypoint"])
+    assert (plan, run) == ("plan", "run")
+    assert shlex.split(job["entrypoint"])[:2] == ["sh", "-c"]
+    subprocess.run(["sh", "-n", "-c", shlex.split(job["entrypoint"])[2]], check=True)
+
+
+CRDS = os.environ.get("TERSE_KUBERAY_CRDS", "")
+
+
+@pytest.mark.skipif(not CRDS, reason="TERSE_KUBERAY_CRDS names no directory with KubeRay's CRDs (ray.io_*.yaml)")
+@pytest.mark.parametrize(("kind", "plural"), [("raycluster", "rayclusters"), ("rayjob", "rayjobs")])
+def test_the_operators_own_schema_accepts_the_files(kind, plural):
+    import jsonschema
+
+    crd = yaml.safe_load((Path(CRDS) / f"ray.io_{plural}.yaml").read_text())
+    (schema,) = [version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"] if version["name"] == "v1"]
+    resource = yaml.safe_load(KUBERAY[kind].read_text())
+    jsonschema.Draft7Validator(closed(schema)).validate(resource)
+    resource["spec"]["noSuchField"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="noSuchField"):
+        jsonschema.Draft7Validator(closed(schema)).validate(resource)
+
+
+def closed(schema):
+    """The schema without fields that it does not name: the API server drops those without a word."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not is_open:
+        found["additionalProperties"] = False
+    return found
+
+
+FAKE_SLURM = {
+    "scontrol": 'echo "scontrol $*" >> "$LOG"; [ "$1" = show ] && echo node1 || true',
+    "srun": 'case "$*" in *hostname*) echo 127.0.0.1;; *) echo "srun $*" >> "$LOG"; eval "$SRUN";; esac',
+    "terse": 'echo "terse $*" >> "$LOG"; trap "exit 130" TERM; for i in 1 2 3 4 5 6 7 8 9; do sleep 1; done',
+    "python": 'case "$*" in *token_hex*) echo token;; *) eval "$NODES";; esac',
+}
+
+
+def start_slurm_job(tmp_path, srun: str, nodes: str, **environment: str) -> subprocess.Popen[str]:
+    """The script with programs of ours in place of Slurm's, Ray and Terse."""
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name, body in FAKE_SLURM.items():
+        (binaries / name).write_text(f"#!/bin/bash\n{body}\n")
+        (binaries / name).chmod(0o755)
+    (binaries / "activate").write_text("")
+    (tmp_path / "log").write_text("")
+    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "LOG": str(tmp_path / "log"), "SRUN": srun}
+    return subprocess.Popen(
+        ["bash", DEPLOY / "slurm.sh"],
+        cwd=tmp_path,
+        env={**variables, "NODES": nodes, "PATH": f"{binaries}:/usr/bin:/bin", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_slurm_job_whose_head_does_not_start_ends_at_once(tmp_path):
+    job = start_slurm_job(tmp_path, srun="exit 1", nodes="exit 1")
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "Ray's head node has ended" in output
+    assert "terse run" not in (tmp_path / "log").read_text()
+
+
+def test_a_slurm_job_whose_nodes_do_not_come_gives_up(tmp_path):
+    job = start_slurm_job(tmp_path, srun="exec sleep 60", nodes="echo 0", TERSE_CLUSTER_TIMEOUT_S="1")
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "no 1 node(s) after 1 s" in output
+
+
+def test_a_slurm_job_that_is_told_to_end_lets_the_run_save_and_queues_again(tmp_path):
+    job = start_slurm_job(tmp_path, srun="exec sleep 60", nodes="echo 1")
+    while "terse run" not in (tmp_path / "log").read_text():
+        time.sleep(0.1)
+    job.terminate()
+    job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "scontrol requeue 7" in (tmp_path / "log").read_text()
 
 
 def test_files_that_could_not_be_run_say_so():

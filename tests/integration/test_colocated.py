@@ -14,7 +14,8 @@ from actors.learner_group import LearnerGroup
 from actors.types import Prompt
 from configs.load import load_config
 from orchestrator import pipeline, run_files
-from orchestrator.cluster import PAIRS, Cluster, placements
+from orchestrator.cluster import Cluster
+from orchestrator.placement import PAIRS, placements
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,9 @@ from actors.engine import EngineLost, Sampling
 from actors.types import Rollout
 from configs.load import ConfigError, load_config
 from orchestrator.actor_pool import ActorPool
-from orchestrator.cluster import Cluster, misfits, placements, start_cluster
+from orchestrator.cluster import Cluster, start_cluster
 from orchestrator.dispatcher import Dispatcher, GroupRequest, is_lost_actor
+from orchestrator.placement import misfits, placements
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_prompt, make_ref, make_task
 

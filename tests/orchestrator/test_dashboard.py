@@ -20,6 +20,7 @@ def test_the_newest_value_is_exported_with_run_and_stage(monkeypatch):
     import ray
 
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
+    monkeypatch.setenv("RAY_enable_metrics_collection", "1")  # a run in this process may have turned it off
     ray.init("local", num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         dashboard = Dashboard()

@@ -150,6 +150,7 @@ def test_submitting_needs_the_clusters_token(tmp_path):
     (line,) = found(with_environment(**nowhere))
     assert line.startswith("problem Ray authentication: RAY_AUTH_MODE=token and no token")
     (tmp_path / "token").write_text("x")
+    (tmp_path / "token").chmod(0o600)
     assert found(with_environment(**nowhere)) == []
     (line,) = found(with_environment(RAY_AUTH_MODE="disabled"))
     assert line.startswith("note Ray authentication: RAY_AUTH_MODE=disabled")
@@ -213,3 +214,13 @@ def test_the_exit_status_says_whether_something_would_stop_a_run(capsys):
     # Cores are the machine's own business here.
     small = ["engine.num_cpus=0", "learner.num_cpus_per_rank=0"]
     assert main(["doctor", "--config", "quickstart", *small]) == OK
+
+
+def test_a_token_that_others_may_read_is_told(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("t")
+    environment = {"RAY_AUTH_TOKEN_PATH": str(token)}
+    for mode, is_told in ((0o644, True), (0o600, False)):
+        token.chmod(mode)
+        lines = found(replace(LAPTOP, environment=environment), "quickstart", [])
+        assert any("others may read" in line and "chmod 600" in line for line in lines) == is_told
