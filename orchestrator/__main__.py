@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "terse sweep --config quickstart run.name=betas 'rl.kl_beta=[1e-2,1e-3]' 'reward.length=[soft_barrier,none]'",
     ),
     "report": ("rebuild figures and report of a run directory", "terse report runs/quickstart"),
+    "status": ("where a run stands, from its files alone", "terse status runs/quickstart"),
     "doctor": (
         "what this machine has, what is missing, what to do about it",
         "terse doctor --config paper_7b_8gpu",
@@ -142,7 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
             from deploy.device_arguments import add_arguments
 
             add_arguments(command)
-        elif name == "report":
+        elif name in ("report", "status"):
             command.add_argument("run_dir", type=Path, help="a run directory, e.g. runs/quickstart")
         else:
             command.add_argument("model", choices=["smollm2-135m"])
@@ -163,6 +164,12 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"model": str(directory)}
     if name == "report":
         return report_again(arguments.run_dir)
+    if name == "status":
+        from orchestrator.status import read_status, render
+
+        lines = read_status(arguments.run_dir)
+        print(render(lines))
+        return lines
     if name == "doctor":
         from orchestrator.doctor import diagnose
 

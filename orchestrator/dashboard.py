@@ -5,6 +5,7 @@ They have MLflow's names with `_` for `/`; Ray puts `ray_` in front of what a pr
 """
 
 import re
+from collections import Counter
 
 from ray.util.metrics import Gauge
 
@@ -16,6 +17,13 @@ class Dashboard:
 
     def __init__(self) -> None:
         self._gauges: dict[str, Gauge] = {}
+        self._lost: Counter[str] = Counter()
+
+    def count_loss(self, role: str, *, run: str) -> None:
+        """One more actor of a role that was lost; `engine`, `reward actor` or `learner`."""
+        name = "lost/" + role.replace(" ", "_")
+        self._lost[name] += 1
+        self.show({name: float(self._lost[name])}, run=run, stage="")
 
     def show(self, metrics: dict[str, float], *, run: str, stage: str) -> None:
         """The newest values; needs a connected Ray driver to reach anybody."""

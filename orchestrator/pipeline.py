@@ -23,6 +23,7 @@ from configs.schema import RunConfig
 from orchestrator import checkpoint, run_files
 from orchestrator.base_model import base_model_path, for_actors, native_base
 from orchestrator.cluster import start_cluster
+from orchestrator.dashboard import Dashboard
 from orchestrator.dispatcher import is_lost_object
 from orchestrator.evaluate import evaluate, evaluate_caps
 from orchestrator.events import EVENTS_FILE, Event, recorded
@@ -148,12 +149,13 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
         check_fetched_model(config, native_base(config))
     tokenizer = load_tokenizer(base_model_path(config), config.model)
     row_check = RowCheck(make_sft_rows(config, tokenizer)) if "sft" in names else None
+    dashboard = Dashboard()
     with ExitStack() as stack:
         with part_of(config.run_dir, "start"):
             if row_check is not None:
                 row_check.wait(ROW_CHECK_S)
             cluster = stack.enter_context(
-                start_cluster(config, *for_actors(config), partial(record_event, config.run_dir))
+                start_cluster(config, *for_actors(config), partial(record_event, config, dashboard))
             )
             if row_check is not None:
                 row_check.wait()
@@ -161,14 +163,22 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
             with part_of(config.run_dir, name), start_tracker(config, name, parent_run_id=parent.run_id) as tracker:
                 run_stage(
                     Stage(
-                        name=name, config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer, mirror=mirror
+                        name=name,
+                        config=config,
+                        cluster=cluster,
+                        tracker=tracker,
+                        tokenizer=tokenizer,
+                        dashboard=dashboard,
+                        mirror=mirror,
                     )
                 )
 
 
-def record_event(run_dir: Path, event: Event, details: dict[str, Any]) -> None:
+def record_event(config: RunConfig, dashboard: Dashboard, event: Event, details: dict[str, Any]) -> None:
     """Of the cluster, whichever stage it happened in."""
-    append_event(run_dir, "cluster", event, **details)
+    append_event(config.run_dir, "cluster", event, **details)
+    if event is Event.RESTARTED:
+        dashboard.count_loss(details["role"], run=config.run.name)
 
 
 def run_stage(stage: Stage) -> None:

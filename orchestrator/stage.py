@@ -48,7 +48,7 @@ class Stage:
         append_metrics(self.config.run_dir, self.name, step, metrics)
         if dropped := num_dropped(metrics):
             self.event(Event.DROPPED, step, **dropped)
-        self.show(metrics)
+        self.show({"step": float(step), **metrics})
         self.tracker.log_metrics(metrics, step)
         progress.update(step, metrics)
 

@@ -1,5 +1,6 @@
 """What operators apply is what this version of Terse needs: fields, pins, resources, commands."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import yaml
 
 from configs.load import load_config
 from orchestrator.__main__ import CONFIGURED, make_parser
+from orchestrator.dashboard import exported_name
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -203,6 +205,8 @@ def terse_commands() -> list[str]:
             r"(?:^|[\s`(])((?:terse|python -m orchestrator) (?!-|COMMAND|run`)[a-z-]+(?: [^`\n&|;#]*)?)", text
         )
     found = [command.strip().replace('"${arguments[@]}"', "--config paper_7b_8gpu run.dir=runs") for command in found]
+    # The end of a quoted shell line.
+    found = [command.removesuffix("'") if command.count("'") % 2 else command for command in found]
     return sorted({command for command in found if command.split()[-1] != "terse"})
 
 
@@ -352,6 +356,21 @@ def test_a_slurm_job_that_is_told_to_end_lets_the_run_save_and_queues_again(tmp_
     job.communicate(timeout=60)
     assert job.returncode == 130
     assert "scontrol requeue 7" in (tmp_path / "log").read_text()
+
+
+def test_grafana_shows_metrics_that_a_run_exports():
+    board = json.loads((DEPLOY / "cluster" / "grafana.json").read_text())
+    asked = {
+        re.match(r"ray_(terse_\w+)\{run=~", target["expr"])[1]
+        for panel in board["panels"]
+        for target in panel["targets"]
+    }
+    source = "".join(path.read_text() for path in (ROOT / "orchestrator").glob("*.py"))
+    named = set(re.findall(r'"((?:rollout|reward|time|train)/\w+)"', source))
+    named |= {f"time/{part}_s" for part in ("rollout", "update", "publish")}
+    named |= {"step", *(f"lost/{role}" for role in ("rollout_actor", "inference_actor", "reward_actor", "learner"))}
+    assert asked <= {exported_name(name) for name in named}
+    assert len(board["panels"]) == len({panel["title"] for panel in board["panels"]}) == 9
 
 
 def test_files_that_could_not_be_run_say_so():
