@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins bench bench-budget bench-scaling bench-qamr lint clean
+.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins gpu-check bench bench-budget bench-scaling bench-qamr lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -53,6 +53,10 @@ soak: $(STAMP) ## RL while something random is killed every 45 s; MINUTES=60, th
 
 check-pins: $(STAMP) ## resolve both sets of pins without installing; SET=cpu for one
 	@$(BIN)/python -m tests.deploy.check_pins $(SET)
+
+gpu-check: $(STAMP) ## engine and learner on one GPU: agreement, sleep, memory against the plan, a table of speeds
+	@$(BIN)/python -m pytest -q -m gpu tests/gpu -rs
+	@$(BIN)/python -m tests.gpu.benchmark
 
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
