@@ -1,0 +1,88 @@
+"""A run with what the image has: no git, no compiler but g++, no user's home, not root; from `ray job submit` to the report."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_job_submit import free_port
+from tests.integration.test_pipeline import ROOT, SETTINGS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PROGRAMS = ("sh", "bash", "env", "g++", "as", "ld", "ldd", "uname", "cat", "ps", "which")
+"""Of the image's that anything here might call; git is not among them."""
+
+
+def as_somebody() -> list[str]:
+    """A prefix that makes a command run without being root, in a user namespace when this process is root."""
+    if os.getuid() != 0:
+        return []
+    prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this process is root and cannot be anybody else: no user namespaces here")
+    return prefix
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Environment and prefix of a process in the image, and its head node."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name in PROGRAMS:
+        if found := shutil.which(name):
+            (binaries / name).symlink_to(found)
+    for name in ("python", "ray", "terse"):
+        (binaries / name).symlink_to(Path(sys.executable).with_name(name))
+    port, dashboard = free_port(), free_port()
+    environment = {
+        **{"PATH": str(binaries), "HOME": "/nonexistent", "TERSE_COMMIT": "0123abc", "LANG": "C.UTF-8"},
+        **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"},
+        **{"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)},
+        **{"HF_HOME": str(tmp_path / "hub"), "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_worker_niceness": "0"},
+    }
+    prefix = as_somebody()
+    head = subprocess.Popen(
+        [
+            *(*prefix, "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path}/r"),
+            f"--dashboard-agent-listen-port={free_port()}",
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = []
+    for line in head.stdout:
+        seen.append(line)
+        if "Ray runtime started" in line:
+            break
+    else:
+        pytest.fail("".join(seen)[-2000:])
+    yield environment, prefix
+    head.terminate()
+    head.wait(timeout=60)
+
+
+def test_a_submitted_run_goes_to_its_report_in_the_image(image, tmp_path):
+    environment, prefix = image
+    command = [*prefix, "ray", "job", "submit", "--working-dir", str(ROOT / "configs"), "--", "terse", "run"]
+    command += ["--config", "quickstart", *SETTINGS, f"run.dir={tmp_path}/runs"]
+    for _ in range(20):
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        # A head node takes submissions a few seconds after it says that it has started.
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(3)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    run_dir = tmp_path / "runs" / "small"
+    assert (run_dir / "report.html").is_file()
+    assert json.loads((run_dir / "summary.json").read_text())["versions"]["commit"] == "0123abc"
+    assert not Path("/nonexistent").exists()
