@@ -10,6 +10,7 @@ from collections import Counter
 from ray.util.metrics import Gauge
 
 TAGS = ("run", "stage")
+ROLES = ("rollout actor", "inference actor", "reward actor", "learner")
 
 
 class Dashboard:
@@ -20,10 +21,14 @@ class Dashboard:
         self._lost: Counter[str] = Counter()
 
     def count_loss(self, role: str, *, run: str) -> None:
-        """One more actor of a role that was lost; `engine`, `reward actor` or `learner`."""
-        name = "lost/" + role.replace(" ", "_")
-        self._lost[name] += 1
-        self.show({name: float(self._lost[name])}, run=run, stage="")
+        """One more actor of a role (of `ROLES`) that was lost."""
+        self._lost[role] += 1
+        self.show_losses(run=run)
+
+    def show_losses(self, *, run: str) -> None:
+        """How many actors of each role were lost so far: none is a figure too."""
+        losses = {"lost/" + role.replace(" ", "_"): float(self._lost[role]) for role in ROLES}
+        self.show(losses, run=run, stage="")
 
     def show(self, metrics: dict[str, float], *, run: str, stage: str) -> None:
         """The newest values; needs a connected Ray driver to reach anybody."""

@@ -157,6 +157,7 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
             cluster = stack.enter_context(
                 start_cluster(config, *for_actors(config), partial(record_event, config, dashboard))
             )
+            dashboard.show_losses(run=config.run.name)
             if row_check is not None:
                 row_check.wait()
         for name in names:

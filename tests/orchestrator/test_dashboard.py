@@ -42,3 +42,14 @@ def test_the_newest_value_is_exported_with_run_and_stage(monkeypatch):
         assert float(line.rsplit(" ", 1)[1]) == 0.75
     finally:
         ray.shutdown()
+
+
+def test_losses_are_counted_by_role_and_none_is_a_figure_too(monkeypatch):
+    shown = {}
+    monkeypatch.setattr(Dashboard, "show", lambda self, metrics, run, stage: shown.update(metrics))
+    dashboard = Dashboard()
+    dashboard.show_losses(run="first")
+    assert shown == {f"lost/{role}": 0.0 for role in ("rollout_actor", "inference_actor", "reward_actor", "learner")}
+    for _ in range(2):
+        dashboard.count_loss("reward actor", run="first")
+    assert (shown["lost/reward_actor"], shown["lost/learner"]) == (2.0, 0.0)
