@@ -87,7 +87,7 @@ class LearnerRank:
             torch.set_num_threads(self.learner.num_threads)
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         backend = "nccl" if on_gpu else "gloo"
-        own_address, _ = self.find_place()
+        own_address = master_address if master_address == rendezvous.LOOPBACK else self.find_place()[0]
         rendezvous.join(backend, (master_address, master_port), own_address, self.rank, self.num_ranks)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 

@@ -18,9 +18,13 @@ def find_place() -> Place:
     from ray.util import get_node_ip_address
 
     address = get_node_ip_address()
+    return address, free_port()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return address, probe.getsockname()[1]
+        return probe.getsockname()[1]
 
 
 def choose_master(places: Sequence[Place]) -> Place:

@@ -22,6 +22,7 @@ Reach = Callable[[str, int], str]
 """(address, default port) → what keeps us from it; empty when nothing does."""
 
 ROOT = Path(__file__).resolve().parent.parent
+BF16_CAPABILITY = 8.0
 LIBRARIES = ("deepspeed", "math-verify", "mlflow", "omegaconf", "peft", "ray", "torch", "transformers")
 """What a run imports, beside vLLM."""
 MISMATCHED_WITH_CPU_TORCH = ("torchaudio", "torchcodec", "torchvision")
@@ -104,6 +105,13 @@ def check_gpus(machine: Machine) -> Iterator[Check]:
     """GPUs, and whether torch can use them."""
     names = ", ".join(f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in machine.gpus)
     yield Check(name="GPUs", status="ok", found=f"{len(machine.gpus)}{': ' + names if names else ''}")
+    for gpu in dict.fromkeys(gpu for gpu in machine.gpus if gpu.capability < BF16_CAPABILITY):
+        found = (
+            f"{gpu.name} has compute capability {gpu.capability:g}; bfloat16 needs {BF16_CAPABILITY:g} (Ampere) or more"
+        )
+        yield Check(
+            name="GPU", status="problem", found=found, advice="use other GPUs: engines there compute in bfloat16"
+        )
     if not machine.driver:
         if machine.torch_cuda:
             advice = "install the CPU set (make env TERSE_EXTRA=cpu), or the NVIDIA driver"

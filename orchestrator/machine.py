@@ -20,6 +20,8 @@ PROBE_TIMEOUT_S = 5.0
 class Gpu:
     name: str
     memory_gib: float
+    capability: float = 9.0
+    """Of its architecture, as NVIDIA counts them: 7.5 is Turing, 8.0 Ampere, 9.0 Hopper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +75,14 @@ def probe(runs_dir: Path) -> Machine:
 
 def probe_gpus() -> tuple[str, tuple[Gpu, ...]]:
     """Driver version and GPUs; an empty version when there is no driver that answers."""
-    output = run("nvidia-smi", "--query-gpu=driver_version,memory.total,name", "--format=csv,noheader,nounits")
-    rows = [[cell.strip() for cell in line.split(",", 2)] for line in output.splitlines() if line.count(",") >= 2]
-    gpus = tuple(Gpu(name=name, memory_gib=float(mib) / 1024) for _, mib, name in rows if mib.isdigit())
+    query = "--query-gpu=driver_version,memory.total,compute_cap,name"
+    output = run("nvidia-smi", query, "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",", 3)] for line in output.splitlines() if line.count(",") >= 3]
+    gpus = tuple(
+        Gpu(name=name, memory_gib=float(mib) / 1024, capability=float(capability))
+        for _, mib, capability, name in rows
+        if mib.isdigit() and re.fullmatch(r"\d+\.\d+", capability)
+    )
     return (rows[0][0] if rows else ""), gpus
 
 

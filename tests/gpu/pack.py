@@ -37,8 +37,8 @@ PACKAGES = """
     openai-harmony opentelemetry-api opentelemetry-sdk opentelemetry-semantic-conventions outlines-core partial-json-parser
     prometheus-client prometheus-fastapi-instrumentator psutil py-cpuinfo pybase64 pydantic pydantic-core pydantic-extra-types
     pydantic-settings python-dotenv python-json-logger python-multipart pytest pytest-timeout pluggy iniconfig pyzmq referencing
-    rpds-py setproctitle sniffio sse-starlette starlette typing-inspection uvicorn uvloop watchfiles websockets xgrammar
-    apache-tvm-ffi ray msgpack filelock fsspec
+    rpds-py setproctitle sniffio sse-starlette starlette typing-inspection uvicorn watchfiles websockets xgrammar
+    apache-tvm-ffi filelock fsspec
 """.split()
 """What such a machine lacked; those that the pins do not have are left out."""
 FROM_SOURCE = ("deepspeed", "antlr4-python3-runtime")
@@ -77,7 +77,9 @@ def files_of(wheel: Path) -> Iterator[tuple[str, bytes]]:
                 continue
             if is_vllm and name in LIBRARIES:
                 yield name, prune(archive.read(name))
-            elif not is_vllm or (not name.endswith((".so", ".cubin")) and "third_party/deep_gemm" not in name):
+            elif not is_vllm or (
+                not name.endswith((".so", ".cubin", "vllm-rs", ".pyi")) and "third_party/deep_gemm" not in name
+            ):
                 yield name, archive.read(name)
 
 
@@ -135,7 +137,7 @@ def pack(directory: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         wheels = Path(temporary)
         download(wheels)
-        with tarfile.open(directory / "packages.txz", "w:xz") as archive:
+        with tarfile.open(directory / "packages.txz", "w:xz", preset=4) as archive:
             name, content = entry_points()
             add(archive, name, content)
             add(

@@ -173,11 +173,12 @@ def test_a_connection_is_tried_for_real():
 
 
 def test_gpus_are_read_from_what_the_driver_prints(monkeypatch):
-    printed = {2: "580.65.06, 81559, NVIDIA H100 80GB HBM3\n580.65.06, 81559, NVIDIA H100 80GB HBM3\n"}
+    printed = {2: "580.65.06, 81559, 9.0, NVIDIA H100 80GB HBM3\n580.65.06, 81559, 9.0, NVIDIA H100 80GB HBM3\n"}
     monkeypatch.setattr(machine_module, "run", lambda *command: printed.get(len(command) - 1, "CUDA Version: 13.0  |"))
     driver, gpus = machine_module.probe_gpus()
     assert driver == "580.65.06"
     assert [round(gpu.memory_gib, 1) for gpu in gpus] == [79.6, 79.6]
+    assert {gpu.capability for gpu in gpus} == {9.0}
     assert machine_module.probe_driver_cuda() == (13, 0)
     monkeypatch.setattr(machine_module, "run", lambda *command: "")
     assert machine_module.probe_gpus() == ("", ())
@@ -224,3 +225,9 @@ def test_a_token_that_others_may_read_is_told(tmp_path):
         token.chmod(mode)
         lines = found(replace(LAPTOP, environment=environment), "quickstart", [])
         assert any("others may read" in line and "chmod 600" in line for line in lines) == is_told
+
+
+def test_gpus_that_cannot_compute_in_bfloat16_are_a_problem():
+    old = (Gpu(name="Tesla T4", memory_gib=15.0, capability=7.5),) * 2
+    (line,) = [line for line in found(replace(SERVER, gpus=old)) if "bfloat16" in line]
+    assert line.startswith("problem GPU: Tesla T4 has compute capability 7.5")
