@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,15 +25,17 @@ def as_somebody() -> list[str]:
     """A prefix that makes a command run without being root, in a user namespace when this process is root."""
     if os.getuid() != 0:
         return []
-    prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
-    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+    prefix = [shutil.which("unshare") or "", "--user", "--map-user=1000", "--map-group=1000"]
+    if not prefix[0] or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this process is root and cannot be anybody else: no user namespaces here")
     return prefix
 
 
 @pytest.fixture
 def image(tmp_path):
-    """Environment and prefix of a process in the image, and its head node."""
+    """Environment of a process in the image, and how it calls `ray`; a head node runs."""
+    # Sockets lie in it, and their paths may have 107 bytes.
+    session = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
     binaries = tmp_path / "bin"
     binaries.mkdir()
     for name in PROGRAMS:
@@ -50,8 +53,8 @@ def image(tmp_path):
     prefix = as_somebody()
     head = subprocess.Popen(
         [
-            *(*prefix, "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tmp_path}/r"),
+            *(*prefix, str(binaries / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={port}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={session.name}"),
             f"--dashboard-agent-listen-port={free_port()}",
         ],
         env=environment,
@@ -66,14 +69,15 @@ def image(tmp_path):
             break
     else:
         pytest.fail("".join(seen)[-2000:])
-    yield environment, prefix
+    yield environment, [*prefix, str(binaries / "ray")]
     head.terminate()
     head.wait(timeout=60)
+    session.cleanup()
 
 
 def test_a_submitted_run_goes_to_its_report_in_the_image(image, tmp_path):
-    environment, prefix = image
-    command = [*prefix, "ray", "job", "submit", "--working-dir", str(ROOT / "configs"), "--", "terse", "run"]
+    environment, ray = image
+    command = [*ray, "job", "submit", "--working-dir", str(ROOT / "configs"), "--", "terse", "run"]
     command += ["--config", "quickstart", *SETTINGS, f"run.dir={tmp_path}/runs"]
     for _ in range(20):
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
