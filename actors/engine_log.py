@@ -10,10 +10,16 @@ CAUSE = re.compile(r"^\((?:EngineCore|Worker)\b[^)]*\) ERROR [^\]]*\] ([A-Za-z_]
 """A line that ends a traceback: `(EngineCore pid=1) ERROR 11-21 22:23:20 [core.py:1512] ValueError: too long`."""
 
 
+REFERS = re.compile(r"See (?:the )?(?:stack trace|root cause|logs?)|Engine core initialization failed", re.IGNORECASE)
+"""In an exception that only says where another one was."""
+
+
 def find_cause(log: str) -> str:
-    """The exception that was logged last (`ValueError: too long`); empty when none was."""
+    """The exception that was logged last (`ValueError: too long`), those that only refer to another left out if there is
+    any other; empty when none was."""
     causes = CAUSE.findall(log)
-    return causes[-1] if causes else ""
+    telling = [cause for cause in causes if not REFERS.search(cause)]
+    return (telling or causes or [""])[-1]
 
 
 def read_cause() -> str:

@@ -21,3 +21,9 @@ def test_the_cause_is_the_last_exception_of_vllms_own_processes():
 def test_a_log_without_exceptions_has_no_cause():
     assert find_cause("") == ""
     assert find_cause(LOG.splitlines()[0]) == ""
+
+
+def test_an_exception_that_only_refers_to_another_is_not_the_cause():
+    refers = "(EngineCore pid=7) ERROR 11-21 22:23:21 [core.py:9] Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause.\n"
+    assert find_cause(LOG + refers) == find_cause(LOG)
+    assert find_cause(refers).startswith("Exception: WorkerProc initialization failed")
