@@ -1,7 +1,9 @@
 """A model of the hub as files of this node. The only place that asks the hub for one."""
 
+import platform
 from pathlib import Path
 
+from configs.models import looks_like_path
 from configs.schema import ModelSection
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -10,10 +12,13 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 def local_model(path: str, model: ModelSection) -> str:
     """A directory stays what it is; a hub name becomes its snapshot in this node's cache, fetched if it is not there.
 
-    Raises OSError, or what huggingface_hub raises, when it cannot be had.
+    Raises FileNotFoundError naming this node for a directory that is not there, and what huggingface_hub raises for a model
+    that cannot be had.
     """
     if Path(path).is_dir():
         return path
+    if looks_like_path(path):
+        raise FileNotFoundError(f"expected the directory {path} on node {platform.node()} too, found none")
     from huggingface_hub import snapshot_download
 
     patterns = [*MODEL_FILES, *(["*.py"] if model.trust_remote_code else [])]

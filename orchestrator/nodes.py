@@ -38,9 +38,10 @@ def fetch_on_nodes(
 ) -> None:
     """Have every node fetch a hub model, all at the same time, however long it takes: actors find it in the cache then.
 
-    Nothing for a directory. Raises RuntimeError naming a node that cannot fetch it.
+    Of a directory, see that other nodes have it. Raises RuntimeError naming a node that does not get it.
     """
-    if Path(model_path).is_dir():
+    node_ids = list(node_ids)
+    if Path(model_path).is_dir() and len(node_ids) == 1:
         return
     fetch = ray.remote(num_cpus=0, runtime_env={"env_vars": dict(environment)})(_fetch)
     pending: dict[Any, str] = {
@@ -59,7 +60,7 @@ def fetch_on_nodes(
             except ray.exceptions.RayError as error:
                 cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
                 raise RuntimeError(
-                    f"model.path {model_path}: node {node_id[:8]} cannot fetch it ({first_line(cause)})"
+                    f"model.path {model_path}: node {node_id[:8]} does not get it ({first_line(cause)})"
                 ) from error
         if time.monotonic() - last_report_s > REPORT_WAITING_S:
             last_report_s = time.monotonic()

@@ -104,8 +104,15 @@ def test_each_node_fetches_before_engines_start_and_one_that_cannot_is_named(ray
     nodes = [node["NodeID"] for node in ray.nodes()]
     variables = {name: os.environ[name] for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE")}
     fetch_on_nodes(nodes, "org/tiny", ModelSection(path="org/tiny", revision=COMMIT), variables, {})
-    with pytest.raises(RuntimeError, match=f"model.path org/other: node {nodes[0][:8]} cannot fetch it"):
+    with pytest.raises(RuntimeError, match=f"model.path org/other: node {nodes[0][:8]} does not get it"):
         fetch_on_nodes(nodes, "org/other", ModelSection(path="org/other"), variables, {})
+
+
+def test_a_directory_that_only_the_driver_sees_is_told_by_node(ray_cluster, tmp_path):
+    (node,) = {node["NodeID"] for node in ray.nodes()}
+    with pytest.raises(RuntimeError, match=r"does not get it \(.*expected the directory /nowhere/model on node"):
+        fetch_on_nodes([node, node], "/nowhere/model", ModelSection(path="/nowhere/model"), {}, {})
+    fetch_on_nodes([node, node], str(tmp_path), ModelSection(path=str(tmp_path)), {}, {})
 
 
 def test_nodes_have_the_model_before_any_engine_is_made(ray_cluster, hub, monkeypatch):
