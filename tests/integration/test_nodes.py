@@ -68,9 +68,12 @@ def two_namespaces():
 def test_ranks_in_two_networks_find_each_other(two_namespaces):
     """As on two machines: neither process can reach the other but at its address on the wire."""
     port = str(free_port())
+    # A learner of another test in this process may have named an interface, which wins.
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_SOCKET_IFNAME")}
     ranks = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-c", RANK, str(rank), port, *ADDRESSES],
+            env=environment,
             stdout=subprocess.PIPE,
             text=True,
         )
