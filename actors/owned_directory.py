@@ -57,7 +57,11 @@ def children_shared_memory() -> list[str]:
 
 
 def _remove_if_left(path: Path) -> None:
-    # No lock yet, another user's, held, or removed by somebody else just now.
+    # Anybody may make a directory of this name in a shared place, and have it say what else is to be removed.
+    with suppress(OSError):
+        if path.lstat().st_uid != os.getuid():
+            return
+    # No lock yet, held, or removed by somebody else just now.
     with suppress(OSError), open(path / LOCK_FILE) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_adopted(path)

@@ -152,7 +152,7 @@ class RowCheck:
     def _check(self) -> None:
         try:
             self._rows.check()
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, `wait` raises it where somebody hears it
             self._error = error
 
     def wait(self, timeout_s: float | None = None) -> None:

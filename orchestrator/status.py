@@ -9,6 +9,7 @@ from typing import Any
 from configs.load import load_config
 from configs.schema import RunConfig
 from orchestrator import checkpoint, events, run_files
+from orchestrator.metrics import DROP_REASONS
 from orchestrator.report import require_run_dir
 
 Row = dict[str, Any]
@@ -71,7 +72,7 @@ def describe_steps(recent: list[Row]) -> dict[str, str]:
     """Of RL: what it learns, how fast, and how healthy; of SFT its loss."""
     if recent[-1]["stage"] != "rl":
         return {"learning": f"loss {_mean(recent, 'train/loss'):.3f}"}
-    dropped = sum(row.get(f"rollout/dropped_{reason}", 0) for row in recent for reason in ("constant",))
+    dropped = sum(row.get(f"rollout/dropped_{reason}", 0) for row in recent for reason in DROP_REASONS)
     return {
         "learning": f"reward {_mean(recent, 'reward/mean'):.2f}, accuracy {_mean(recent, 'reward/accuracy'):.1%}, "
         f"{_mean(recent, 'rollout/completion_tokens_mean'):.0f} tokens a completion",

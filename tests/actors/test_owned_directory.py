@@ -69,6 +69,21 @@ def test_shared_memory_of_children_is_found_and_goes_with_the_directory_when_the
     assert not path.exists()
 
 
+def test_what_another_user_made_is_left_alone_whatever_it_says_is_to_be_removed(tmp_path, monkeypatch):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"1")
+    made = OwnedDirectory("adapters-", tmp_path)
+    made.adopt([str(precious)])
+    os.close(made._lock)  # as if its owner were dead
+    with monkeypatch.context() as patched:
+        patched.setattr("os.getuid", lambda: made.path.stat().st_uid + 1)
+        OwnedDirectory("adapters-", tmp_path)
+    assert precious.exists()
+    assert made.path.exists()
+    OwnedDirectory("adapters-", tmp_path).remove()
+    assert not precious.exists()
+
+
 def test_directories_without_a_lock_and_of_others_names_are_left_alone(tmp_path):
     for name in ("adapters-without", "other"):
         (tmp_path / name).mkdir()
