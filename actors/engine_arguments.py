@@ -3,12 +3,9 @@
 import os
 from typing import Any
 
+from configs.engine_sizes import GPU_BATCHED_TOKENS, block_tokens, kv_cache_gib
 from configs.schema import EngineSection, ModelSection
 
-CPU_BLOCK_TOKENS = 32
-CPU_KV_CACHE_GIB = 2.0
-GPU_BATCHED_TOKENS = 16384
-"""Tokens of one engine step on a GPU: vLLM's own choice for its library, 2,048, leaves half of the GPU idle in prefill."""
 EXPLICIT_MEMORY_FRAC = 0.01
 """With an explicit cache vLLM only checks that so much is free at the start: the learner may be there already."""
 
@@ -25,7 +22,7 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Keywords of vLLM's `AsyncEngineArgs`. `shares_gpu`: with a learner, so that the engine has to be able to sleep."""
     on_cpu = config.num_gpus == 0
-    kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if on_cpu else 0.0)
+    cache_gib = kv_cache_gib(config)
     arguments: dict[str, Any] = {
         "model": model_path,
         # Prompts are tokenised and completions decoded outside, once each.
@@ -41,10 +38,10 @@ def engine_arguments(
         # A seeded request whose prompt comes in chunks would end a CPU engine: its generator cannot go back.
         "enable_chunked_prefill": False if deterministic else None,
         "max_num_batched_tokens": config.max_batched_tokens or (None if on_cpu else GPU_BATCHED_TOKENS),
-        "block_size": config.block_tokens or (CPU_BLOCK_TOKENS if on_cpu else None),
+        "block_size": block_tokens(config) if on_cpu else config.block_tokens or None,
         "num_gpu_blocks_override": config.num_kv_blocks or None,
-        "kv_cache_memory_bytes": round(kv_cache_gib * 2**30) or None,
-        "gpu_memory_utilization": EXPLICIT_MEMORY_FRAC if kv_cache_gib and not on_cpu else config.gpu_memory_frac,
+        "kv_cache_memory_bytes": round(cache_gib * 2**30) or None,
+        "gpu_memory_utilization": EXPLICIT_MEMORY_FRAC if cache_gib and not on_cpu else config.gpu_memory_frac,
         "enable_prefix_caching": True,
         "enable_lora": True,
         "max_lora_rank": config.max_lora_rank,

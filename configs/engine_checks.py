@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from configs.engine_sizes import block_tokens, kv_cache_gib
 from configs.model_shape import DTYPE_BYTES, ModelShape, missing_sizes
 from configs.rules import expected
 from configs.schema import RunConfig
-
-CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS = 32, 16
-"""Of one KV block when `engine.block_tokens` is 0."""
 
 
 def engine_problems(config: RunConfig) -> Iterator[str]:
@@ -24,25 +22,29 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
     if config.cluster.colocated:
         yield from _colocation_problems(config)
     if engine.num_kv_blocks:
-        block_tokens = engine.block_tokens or (GPU_BLOCK_TOKENS if engine.num_gpus else CPU_BLOCK_TOKENS)
+        of_block = block_tokens(engine)
         # vLLM keeps one block for itself.
-        least = -(-length_tokens // block_tokens) + 1
+        least = -(-length_tokens // of_block) + 1
         if engine.num_kv_blocks < least:
-            words = f"0, or at least {least} blocks of {block_tokens} tokens (one sequence of model.max_length_tokens {length_tokens})"
+            words = f"0, or at least {least} blocks of {of_block} tokens (one sequence of model.max_length_tokens {length_tokens})"
             yield expected("engine.num_kv_blocks", words, engine.num_kv_blocks)
 
 
 def kv_cache_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Where the configuration says how large the cache is: it holds one sequence at least."""
-    if config.engine.kv_cache_gib == 0 or config.engine.num_kv_blocks or missing_sizes(hf_config):
+    """Where it is known how large the cache is: it holds one sequence at least."""
+    cache_gib = kv_cache_gib(config.engine)
+    if cache_gib == 0 or config.engine.num_kv_blocks or missing_sizes(hf_config):
         return
     token_bytes = ModelShape.from_config(hf_config).kv_token_bytes(DTYPE_BYTES[config.model.dtype])
     least_gib = (
-        token_bytes * (config.model.max_length_tokens + CPU_BLOCK_TOKENS) / max(1, config.engine.num_gpus) / 2**30
+        token_bytes
+        * (config.model.max_length_tokens + block_tokens(config.engine))
+        / max(1, config.engine.num_gpus)
+        / 2**30
     )
-    if config.engine.kv_cache_gib < least_gib:
+    if cache_gib < least_gib:
         words = f"at least {least_gib:.4f} (one sequence of model.max_length_tokens {config.model.max_length_tokens} tokens)"
-        yield expected("engine.kv_cache_gib", words, config.engine.kv_cache_gib)
+        yield expected("engine.kv_cache_gib", words, cache_gib)
 
 
 def _colocation_problems(config: RunConfig) -> Iterator[str]:

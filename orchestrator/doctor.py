@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.engine_arguments import CPU_KV_CACHE_GIB
 from configs.data_schema import ARITHMETIC
+from configs.engine_sizes import kv_cache_gib
 from configs.load import ConfigError, load_config
 from configs.models import is_hub_name, is_local_data
 from configs.schema import RunConfig
@@ -239,9 +239,7 @@ def check_placement(machine: Machine, config: RunConfig, plan: Plan) -> Iterator
     num_engines, num_ranks = config.rollout.num_actors, config.learner.num_ranks
     needed_gib = 0.0
     if config.engine.num_gpus == 0:
-        needed_gib += num_engines * (
-            plan.base_weights_gib + (config.engine.kv_cache_gib or CPU_KV_CACHE_GIB) + PROCESS_GIB
-        )
+        needed_gib += num_engines * (plan.base_weights_gib + kv_cache_gib(config.engine) + PROCESS_GIB)
     if config.learner.num_gpus_per_rank == 0:
         needed_gib += num_ranks * (plan.base_weights_gib + plan.adapter_training_gib + PROCESS_GIB)
     if needed_gib > machine.free_memory_gib:

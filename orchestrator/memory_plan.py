@@ -7,6 +7,7 @@ is told to take, or for a shared GPU the sum of its parts.
 from dataclasses import dataclass
 
 from actors.logprobs import CHUNK_LOGITS
+from configs.engine_sizes import GPU_BATCHED_TOKENS, block_tokens, kv_cache_gib
 from configs.model_shape import DTYPE_BYTES, ModelShape
 from configs.schema import RunConfig
 
@@ -17,7 +18,6 @@ GRAPH_BYTES = 1.0 * GIB
 """CUDA graphs of an engine."""
 ASLEEP_BYTES = 1.4 * GIB
 """What a sleeping engine keeps: context and graphs (measured on an H200: 89.6 of 91 GB freed)."""
-ENGINE_STEP_TOKENS = 16384
 
 Parts = dict[str, float]
 """Part → bytes."""
@@ -58,11 +58,11 @@ class MemoryPlan:
 def plan_memory(config: RunConfig, shape: ModelShape, gpu_bytes: float = 0.0) -> MemoryPlan:
     """`gpu_bytes`: memory of one GPU, 0 where it is not known."""
     engine = engine_parts(config, shape, gpu_bytes) if config.engine.num_gpus else {}
-    cache_bytes = engine.get("KV cache", config.engine.kv_cache_gib * GIB)
+    cache_bytes = engine.get("KV cache", kv_cache_gib(config.engine) * GIB)
     token_bytes = shape.kv_token_bytes(DTYPE_BYTES[config.model.dtype]) / max(1, config.engine.num_gpus)
     kv_tokens = int(cache_bytes / token_bytes) if cache_bytes else 0
     if config.engine.num_kv_blocks:
-        kv_tokens = config.engine.num_kv_blocks * (config.engine.block_tokens or 16)
+        kv_tokens = config.engine.num_kv_blocks * block_tokens(config.engine)
     return MemoryPlan(
         learner=learner_parts(config, shape) if config.learner.num_gpus_per_rank else {},
         engine=engine,
@@ -107,7 +107,7 @@ def engine_parts(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Part
     engine, dtype_bytes = config.engine, DTYPE_BYTES[config.model.dtype]
     num_versions = config.rl.max_staleness + 2
     num_adapter = shape.num_adapter_parameters(engine.max_lora_rank, tuple(shape.widths))
-    step_tokens = engine.max_batched_tokens or ENGINE_STEP_TOKENS
+    step_tokens = engine.max_batched_tokens or GPU_BATCHED_TOKENS
     parts = {
         "base weights": shape.num_parameters * dtype_bytes / engine.num_gpus,
         "adapters": num_versions * num_adapter * dtype_bytes / engine.num_gpus,
@@ -117,7 +117,7 @@ def engine_parts(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Part
         "CUDA context": CONTEXT_BYTES,
     }
     if engine.num_kv_blocks:
-        tokens = engine.num_kv_blocks * (engine.block_tokens or 16)
+        tokens = engine.num_kv_blocks * block_tokens(engine)
         parts["KV cache"] = tokens * shape.kv_token_bytes(dtype_bytes) / engine.num_gpus
     elif engine.kv_cache_gib:
         parts["KV cache"] = engine.kv_cache_gib * GIB

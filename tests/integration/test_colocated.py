@@ -64,7 +64,7 @@ class Tenant:
 @pytest.fixture
 def two_pretended_gpus():
     if ray.is_initialized():
-        pytest.skip("another test holds a Ray cluster without GPUs")
+        ray.shutdown()
     ray.init(
         "local", num_cpus=4, num_gpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False
     )
