@@ -229,7 +229,7 @@ class LearnerSection:
     offload_optimizer: bool = False
     """Keep optimiser state in host memory (ZeRO 1 to 3)."""
     micro_batch_tokens: int = 16384
-    """Tokens of one forward pass, padding included."""
+    """Tokens of one forward pass, padding included; a longer row goes alone."""
     gradient_checkpointing: bool = False
     max_grad_norm: float = 1.0
     beta1: float = 0.9
