@@ -40,7 +40,7 @@ test-slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
 
 test-device-clean: $(STAMP) ## an export in a new environment with the extra `device` alone
-	@$(BIN)/python -m pytest -q -m slow tests/deploy/test_clean_environment.py
+	@$(BIN)/python -m pytest -q -m slow tests/deploy/device/test_clean_environment.py
 
 test-faults: $(STAMP) ## kill parts of real runs and see that they go on
 	@$(BIN)/python -m pytest -q -m faults tests/faults -s --durations=0 --durations-min=5
@@ -52,7 +52,7 @@ soak: $(STAMP) ## RL while something random is killed every 45 s; MINUTES=60, th
 	@$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60)
 
 check-pins: $(STAMP) ## resolve both sets of pins without installing; SET=cpu for one
-	@$(BIN)/python -m tests.deploy.check_pins $(SET)
+	@$(BIN)/python -m tests.deploy.cluster.check_pins $(SET)
 
 gpu-check: $(STAMP) ## engine and learner on one GPU: agreement, sleep, memory against the plan, a table of speeds
 	@$(BIN)/python -m pytest -q -m gpu tests/gpu -rs

@@ -21,10 +21,10 @@ import numpy as np
 from actors import adapters, kv_sharing
 from actors.engine_arguments import engine_arguments, set_environment
 from actors.engine_log import read_cause
-from actors.features import WANTED, StateReader, Wanted
+from actors.hidden_states import WANTED, StateReader, Wanted
 from actors.owned_directory import OwnedDirectory, children_shared_memory
 from actors.types import AdapterRef
-from configs.schema import EngineSection, ModelSection
+from configs.schema.run import EngineSection, ModelSection
 
 T = TypeVar("T")
 MEMORY = Path("/dev/shm")
@@ -204,7 +204,7 @@ class Engine:
         return [_to_generated(output, num_cached) for output in sorted(final.outputs, key=lambda output: output.index)]
 
     async def pool_prompt(self, prompt_token_ids: np.ndarray, chunk_tokens: int, ema_alpha: float) -> np.ndarray:
-        """EMA-pooled final-norm states of a prompt in the base model, float32 `[H]` (`actors.features.RunningPool`).
+        """EMA-pooled final-norm states of a prompt in the base model, float32 `[H]` (`actors.hidden_states.RunningPool`).
 
         One prefill; its full blocks are in the cache for whatever the prompt is asked next. Blocks that are there
         already are computed again: their states are needed.

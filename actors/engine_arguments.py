@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from configs.engine_sizes import GPU_BATCHED_TOKENS, block_tokens, kv_cache_gib
-from configs.schema import EngineSection, ModelSection
+from configs.schema.run import EngineSection, ModelSection
 
 EXPLICIT_MEMORY_FRAC = 0.01
 """With an explicit cache vLLM only checks that so much is free at the start: the learner may be there already."""
@@ -53,7 +53,7 @@ def engine_arguments(
         "enable_sleep_mode": shares_gpu and not on_cpu,
         "seed": seed,
         "disable_log_stats": True,
-        "worker_extension_cls": "actors.features.WorkerExtension",
+        "worker_extension_cls": "actors.hidden_states.WorkerExtension",
     }
     if not on_cpu:
         # Long prompts of a deterministic engine come in one piece.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.heads import HIDDEN_UNITS, Switcher, Verifier
-from configs.heads_schema import HeadsSection
+from configs.schema.heads import HeadsSection
 
 ROWS_PER_STEP = 64
 

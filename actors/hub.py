@@ -4,7 +4,7 @@ import platform
 from pathlib import Path
 
 from configs.models import looks_like_path
-from configs.schema import ModelSection
+from configs.schema.run import ModelSection
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 

@@ -22,7 +22,7 @@ MODES = (BASE, REASONING, SWITCHED)
 
 
 class InferenceActor(RolloutActor):
-    """A rollout actor that also reads hidden states. A plain async class; `orchestrator.cluster` makes it a Ray actor."""
+    """A rollout actor that also reads hidden states. A plain async class; `orchestrator.cluster.cluster` makes it a Ray actor."""
 
     _heads: Heads | None = None
 

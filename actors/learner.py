@@ -1,6 +1,6 @@
 """One rank of the learner: DeepSpeed around the policy model. The only importer of deepspeed.
 
-A plain class. `orchestrator.cluster` makes it a Ray actor, `actors.learner_group` drives the ranks.
+A plain class. `orchestrator.cluster.cluster` makes it a Ray actor, `actors.learner_group` drives the ranks.
 Every public method but `find_place` is collective: all ranks call it, in the same order.
 """
 
@@ -26,7 +26,7 @@ from actors.masked_lora import adapter_parameters, add_adapter, check_shapes, fr
 from actors.micro_batches import MicroBatch, dummy_row, learning_rate, split_rows
 from actors.policy_model import PolicyModel
 from actors.types import AdapterRef, StageSpec, TrainRow, UpdateResult
-from configs.schema import LearnerSection, LoraSection, ModelSection
+from configs.schema.run import LearnerSection, LoraSection, ModelSection
 
 SUMS = ("loss", "entropy", "clipped", "ratio", "gap", "kl", "masked")
 COUNTS = ("loss_tokens", "tokens", "area_tokens")

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import LoraSection
+from configs.schema.run import LoraSection
 
 PEFT_PREFIX = "base_model.model."
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from actors.logprobs import token_logprobs
 from actors.masked_lora import AdapterState, AdapterSwitch, MaskedLora, insert_layers, start_mask
 from actors.micro_batches import MicroBatch
-from configs.schema import LoraSection, ModelSection
+from configs.schema.run import LoraSection, ModelSection
 
 
 class PolicyModel(nn.Module):

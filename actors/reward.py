@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from actors.scaling import group_answers
 from actors.scoring_process import ANSWER_VERIFIER, Scorer
 from actors.types import Completion, Prompt, Rollout, Task
-from configs.schema import RewardSection
+from configs.schema.run import RewardSection
 from rewards.base import AnswerVerdict, Outcome, RewardResult
-from rewards.length import LengthInputs, LengthState, score_group
-from rewards.length_state import NO_MEMORY
+from rewards.length.registry import LengthInputs, LengthState, score_group
+from rewards.length.state import NO_MEMORY
 
 
 class RewardActor:

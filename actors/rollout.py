@@ -13,7 +13,7 @@ from actors.engine import Engine, Generated, Sampling
 from actors.hub import local_model
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import AdapterRef, Completion, HardCap, Prompt
-from configs.schema import EngineSection, ModelSection
+from configs.schema.run import EngineSection, ModelSection
 from rewards.base import THINK_CLOSE
 
 BASE_VERSION = -1
@@ -21,7 +21,7 @@ BASE_VERSION = -1
 
 
 class RolloutActor:
-    """One engine with its tokenizer. A plain async class; `orchestrator.cluster` makes it a Ray actor."""
+    """One engine with its tokenizer. A plain async class; `orchestrator.cluster.cluster` makes it a Ray actor."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ModelSection
+from configs.schema.run import ModelSection
 
 PROBE = "terse"
 """What an assistant says to see how a chat template ends its turn."""

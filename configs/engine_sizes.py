@@ -1,6 +1,6 @@
 """Sizes that an engine has where the configuration leaves them at 0: one place for the engine, its checks and the plan."""
 
-from configs.schema import EngineSection
+from configs.schema.run import EngineSection
 
 CPU_KV_CACHE_GIB = 2.0
 GPU_BATCHED_TOKENS = 16384

@@ -14,9 +14,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs import checks
+from configs.checks.run import problems as config_problems
+from configs.checks.run import value_at
 from configs.errors import UserError
-from configs.schema import RunConfig
+from configs.schema.run import RunConfig
 from configs.secrets import SECRET_NAME
 
 COMMAND_LINE = "command line"
@@ -87,7 +88,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
     config = typing.cast(RunConfig, OmegaConf.to_object(merged))
     if not broken_file:
         # A refused value was replaced by its default, so what the checks say of that key means nothing.
-        problems += [text for text in checks.problems(config) if not any(key in text for key in refused)]
+        problems += [text for text in config_problems(config) if not any(key in text for key in refused)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -151,7 +152,7 @@ def as_flat_dict(config: RunConfig) -> dict[str, Scalar]:
     flat: dict[str, Scalar] = {}
     for key, leaf in _KEYS.items():
         if leaf is not None:
-            value = checks.value_at(config, key)
+            value = value_at(config, key)
             flat[key] = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return flat
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from configs.schema import EMBEDDED_MODEL
+from configs.schema.run import EMBEDDED_MODEL
 
 INDEX_FILE = "model.safetensors.index.json"
 DATA_FORMATS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from configs.data_schema import TaskSource
+from configs.schema.data import TaskSource
 
 
 @dataclass(frozen=True, kw_only=True)

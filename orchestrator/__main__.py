@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
-from orchestrator.failures import end_like_an_interrupt, first_line, never_fail_on_characters, write_traceback
-from orchestrator.masking import MaskingFormatter, masked
+from orchestrator.record.failures import end_like_an_interrupt, first_line, never_fail_on_characters, write_traceback
+from orchestrator.record.redaction import MaskingFormatter, masked
 
 if TYPE_CHECKING:
     from configs.load import ConfigError
-    from configs.schema import RunConfig
+    from configs.schema.run import RunConfig
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     set_up_logging(arguments.verbose)
     if arguments.command == "device":
-        from deploy.device import run_device
+        from deploy.device.command import run_device
 
         return run_device(arguments)
     end_like_an_interrupt()
@@ -140,7 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
                 command.add_argument("--force", action="store_true", help="replace an export that is there")
                 command.add_argument("--stage", choices=["rl", "sft"], default="rl", help="whose adapter; default rl")
         elif name == "device":
-            from deploy.device_arguments import add_arguments
+            from deploy.device.arguments import add_arguments
 
             add_arguments(command)
         elif name in ("report", "status"):
@@ -157,7 +157,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
     """The chosen command; its result for `--json`. Heavy imports wait until they are needed."""
     name = arguments.command
     if name == "fetch-model":
-        from orchestrator.fetch_model import fetch_model
+        from orchestrator.tools.fetch_model import fetch_model
 
         directory = fetch_model(arguments.model, arguments.directory)
         print(f"{arguments.model} is in {directory}; use it with model.path={directory}")
@@ -165,13 +165,13 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
     if name == "report":
         return report_again(arguments.run_dir)
     if name == "status":
-        from orchestrator.status import read_status, render
+        from orchestrator.tools.status import read_status, render
 
         lines = read_status(arguments.run_dir)
         print(render(lines))
         return lines
     if name == "doctor":
-        from orchestrator.doctor import diagnose
+        from orchestrator.tools.doctor import diagnose
 
         return diagnose(arguments.config, arguments.overrides)
     if name == "sweep":
@@ -185,7 +185,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = load_config(arguments.config, arguments.overrides)
     if name == "plan":
-        from orchestrator.plan import check_hub, make_plan
+        from orchestrator.tools.plan import check_hub, make_plan
 
         check_hub(config)
         plan = make_plan(config)
@@ -204,7 +204,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     result = show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
     if name == "quickstart":
-        from orchestrator.export import ask
+        from orchestrator.stages.export import ask
 
         print(f"on a device: {ask(config)}")
     return result
@@ -212,7 +212,7 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def prepare_ray(config: "RunConfig") -> None:
     """Before Ray is imported."""
-    from orchestrator.ray_address import names_cluster, prepare_own_cluster
+    from orchestrator.cluster.ray_address import names_cluster, prepare_own_cluster
 
     if not names_cluster(config.cluster.address):
         prepare_own_cluster()
@@ -220,14 +220,14 @@ def prepare_ray(config: "RunConfig") -> None:
 
 def report_again(run_dir: Path) -> dict[str, Any]:
     """Of a run, or of a sweep with all its trials. A run that is going on writes its own."""
-    from orchestrator.report import build_report, require_run_dir
-    from orchestrator.run_files import SWEEP_LOCK_FILE, sole_writer
+    from orchestrator.record.run_files import SWEEP_LOCK_FILE, sole_writer
+    from orchestrator.report.run import build_report, require_run_dir
 
     if not (run_dir / "sweep.json").is_file():
         require_run_dir(run_dir)
         with sole_writer(run_dir):
             return show_report(build_report(run_dir))
-    from orchestrator.sweep_report import build_sweep_report
+    from orchestrator.report.sweep import build_sweep_report
 
     with sole_writer(run_dir, SWEEP_LOCK_FILE):
         for trial in sorted((run_dir / "trials").glob("*/config.yaml")):
@@ -245,7 +245,7 @@ def show_sweep(path: Path) -> dict[str, Any]:
 
 def show_report(path: Path) -> dict[str, Any]:
     """Print the summary table and where the report is."""
-    from orchestrator.report import terminal_table
+    from orchestrator.report.run import terminal_table
 
     summary = json.loads((path.parent / "summary.json").read_text())
     print(terminal_table(summary))

@@ -19,36 +19,36 @@ from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.errors import UserError
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.models import is_hub_name
-from configs.schema import RunConfig
-from orchestrator import checkpoint, run_files
-from orchestrator.base_model import base_model_path, for_actors, native_base
-from orchestrator.cluster import start_cluster
-from orchestrator.dashboard import Dashboard
-from orchestrator.dispatcher import is_lost_object
-from orchestrator.evaluate import evaluate, evaluate_caps
-from orchestrator.events import EVENTS_FILE, Event, recorded
-from orchestrator.events import append as append_event
-from orchestrator.export import export, is_exported
-from orchestrator.fit_heads import fit_heads
-from orchestrator.metrics import as_metrics, length_reduction, summarise
-from orchestrator.mirror import Mirror
-from orchestrator.plan import check_fetched_model, check_hub, check_model
-from orchestrator.probe import prove_cap_holds
-from orchestrator.prompts import held_out_prompts, make_cap
-from orchestrator.protocols import evaluate_protocols, is_complete
-from orchestrator.report import build_report
-from orchestrator.result_settings import (
+from configs.schema.run import RunConfig
+from orchestrator.cluster.cluster import start_cluster
+from orchestrator.cluster.dispatcher import is_lost_object
+from orchestrator.data.prompts import held_out_prompts, make_cap
+from orchestrator.data.sft_rows import RowCheck, SftRows
+from orchestrator.evaluation.evaluate import evaluate, evaluate_caps
+from orchestrator.evaluation.protocols import evaluate_protocols, is_complete
+from orchestrator.evaluation.test_time import evaluate_scaling, evaluate_switcher, load_heads
+from orchestrator.record import checkpoint, run_files
+from orchestrator.record.dashboard import Dashboard
+from orchestrator.record.events import EVENTS_FILE, Event, recorded
+from orchestrator.record.events import append as append_event
+from orchestrator.record.metrics import as_metrics, length_reduction, summarise
+from orchestrator.record.mirror import Mirror
+from orchestrator.record.result_settings import (
     begin_evaluation,
     is_evaluated_otherwise,
     refuse_other_export,
     write_export_settings,
 )
-from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads
-from orchestrator.sft import fine_tune
-from orchestrator.sft_data import RowCheck, SftRows
+from orchestrator.record.tracking import Tracker, start_tracker
+from orchestrator.report.run import build_report
+from orchestrator.rl.probe import prove_cap_holds
 from orchestrator.stage import Stage
-from orchestrator.tracking import Tracker, start_tracker
-from orchestrator.train import train
+from orchestrator.stages.base_model import base_model_path, for_actors, native_base
+from orchestrator.stages.export import export, is_exported
+from orchestrator.stages.heads import fit_heads
+from orchestrator.stages.sft import fine_tune
+from orchestrator.stages.train import train
+from orchestrator.tools.plan import check_fetched_model, check_hub, check_model
 
 log = logging.getLogger(__name__)
 

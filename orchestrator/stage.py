@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from actors.types import Prompt
-from configs.schema import RunConfig
-from orchestrator import events
-from orchestrator.cluster import Cluster
-from orchestrator.dashboard import Dashboard
-from orchestrator.events import Event
-from orchestrator.metrics import DROP_REASONS
-from orchestrator.mirror import Mirror
-from orchestrator.progress import Progress
-from orchestrator.run_files import append_metrics
-from orchestrator.tracking import Tracker
+from configs.schema.run import RunConfig
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.record import events
+from orchestrator.record.dashboard import Dashboard
+from orchestrator.record.events import Event
+from orchestrator.record.metrics import DROP_REASONS
+from orchestrator.record.mirror import Mirror
+from orchestrator.record.progress import Progress
+from orchestrator.record.run_files import append_metrics
+from orchestrator.record.tracking import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -29,13 +29,13 @@ from typing import Any
 import ray
 
 from configs.load import ConfigError, dump_config, load_config, split_axes
-from configs.schema import RunConfig
-from orchestrator import checkpoint
-from orchestrator.cluster import connect
+from configs.schema.run import RunConfig
+from orchestrator.cluster.cluster import connect
 from orchestrator.pipeline import STAGES, is_done
-from orchestrator.run_files import SWEEP_LOCK_FILE, sole_writer, write_text
-from orchestrator.sweep_report import build_sweep_report, read_sweep
-from orchestrator.tracking import Tracker, start_tracker, tracking_uri
+from orchestrator.record import checkpoint
+from orchestrator.record.run_files import SWEEP_LOCK_FILE, sole_writer, write_text
+from orchestrator.record.tracking import Tracker, start_tracker, tracking_uri
+from orchestrator.report.sweep import build_sweep_report, read_sweep
 
 log = logging.getLogger(__name__)
 

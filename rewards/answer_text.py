@@ -9,7 +9,7 @@ The rule, in this order:
    only `and`, `or` or a comma parts are a list. A box that opens behind all that close and is cut, or is empty, means that there
    is no answer.
 4. Unless a later sentence corrects the mark: `\boxed{8}. Check: 3+4=7. So the correct answer is 7.`
-5. Without a mark the answer is the expression that the last sentences state (`rewards.sentences`).
+5. Without a mark the answer is the expression that the last sentences state (`rewards.notation.sentences`).
 """
 
 import re
@@ -17,8 +17,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from rewards.base import THINK_CLOSE, THINK_OPEN
-from rewards.characters import plain_characters
-from rewards.sentences import find_correction, find_stated
+from rewards.notation.characters import plain_characters
+from rewards.notation.sentences import find_correction, find_stated
 
 _THINK_TAG = re.compile(f"{re.escape(THINK_OPEN[:-1])}(?:ing)?>|{re.escape(THINK_CLOSE[:-1])}(?:ing)?>", re.IGNORECASE)
 _END_MARK = re.compile(r"</s>|<\|[A-Za-z_]{1,40}\|>|<(?:end_of_turn|eos|pad)>")

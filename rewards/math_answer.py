@@ -21,11 +21,11 @@ from typing import Any
 import sympy
 from math_verify import parse, verify
 
-from rewards import structure
 from rewards.answer_text import Extracted, extract
 from rewards.base import THINK_CLOSE, AnswerVerdict, Outcome
-from rewards.normal_form import normal_form
-from rewards.quantity import (
+from rewards.notation import structure
+from rewards.notation.normal_form import normal_form
+from rewards.notation.quantity import (
     DOUBLE_DIGITS,
     PLAIN,
     agree,
@@ -35,7 +35,7 @@ from rewards.quantity import (
     read_quantity,
     split_unit,
 )
-from rewards.words import MAX_REFERENCE_WORDS, as_words
+from rewards.notation.words import MAX_REFERENCE_WORDS, as_words
 
 CLEARLY_DIFFERENT = 0.001
 """Numbers that differ by this share need no math-verify to be told apart."""

@@ -21,7 +21,7 @@ os.environ.update(
 def tiny_model_dir() -> Path:
     """The embedded model."""
     from configs.models import resolve_model_path
-    from configs.schema import EMBEDDED_MODEL
+    from configs.schema.run import EMBEDDED_MODEL
 
     return Path(resolve_model_path(EMBEDDED_MODEL))
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from actors.types import AdapterRef, Completion, Prompt, Rollout, RolloutGroup, Task
-from orchestrator.actor_pool import ActorPool
-from orchestrator.dispatcher import GroupRequest
+from orchestrator.cluster.actor_pool import ActorPool
+from orchestrator.cluster.dispatcher import GroupRequest
 from rewards.base import Outcome, RewardResult
 
 

@@ -12,17 +12,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("configs", "rewards", "actors", "deploy", "orchestrator")
 """A folder imports only from folders to its left, and from itself."""
+ROOMS = (
+    *("record", "data", "cluster", "stage", "rl", "evaluation", "report", "tools", "stages"),
+    *("pipeline", "sweep", "__main__"),
+)
+"""Folders and files of `orchestrator/`: each imports only from those to its left, and from itself."""
+DEVICE_LIBRARIES = {"jinja2", "numpy", "safetensors", "tokenizers", "xllamacpp"}
+"""What `deploy/device` may import, besides Python's own and Terse: the extra `device`."""
 ONLY_IMPORTERS = {
-    "fsspec": {"orchestrator/mirror.py"},
+    "fsspec": {"orchestrator/record/mirror.py"},
     "omegaconf": {"configs/load.py"},
     "math_verify": {"rewards/math_answer.py"},
     "vllm": {"actors/engine.py", "actors/kv_sharing.py", "actors/cpu_lora.py"},
     "deepspeed": {"actors/learner.py"},
-    "datasets": {"orchestrator/datasets.py"},
-    "mlflow": {"orchestrator/tracking.py"},
-    "matplotlib": {"orchestrator/figures.py"},
-    "gguf": {"deploy/gguf.py"},
-    "xllamacpp": {"deploy/llama.py"},
+    "datasets": {"orchestrator/data/sources.py"},
+    "mlflow": {"orchestrator/record/tracking.py"},
+    "matplotlib": {"orchestrator/report/figures.py"},
+    "gguf": {"deploy/export/gguf.py"},
+    "xllamacpp": {"deploy/device/llama.py"},
 }
 MAX_LINES = 400
 
@@ -50,6 +57,28 @@ def arrow_violations(root: Path) -> list[str]:
     return found
 
 
+def modules_of(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere: `from a.b import c` is `a.b.c`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_violations(root: Path) -> list[str]:
+    found = []
+    for path in sorted((root / "orchestrator").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts == ("orchestrator", "__init__"):
+            continue
+        for module in modules_of(path):
+            package, *rest = module.split(".")
+            if package == "orchestrator" and ROOMS.index(rest[0]) > ROOMS.index(parts[1]):
+                found.append(f"{path.relative_to(root)} imports {module}")
+    return found
+
+
 def importer_violations(root: Path) -> list[str]:
     found = []
     for path in source_files(root):
@@ -72,6 +101,28 @@ def test_folders_import_only_from_their_left():
     assert arrow_violations(ROOT) == []
 
 
+def test_rooms_of_the_orchestrator_import_only_from_their_left():
+    assert room_violations(ROOT) == []
+
+
+def test_nothing_that_the_device_imports_needs_more_than_its_extra():
+    code = (
+        "import pathlib, pkgutil, importlib, sys, deploy.device\n"
+        "before = set(sys.modules)\n"
+        "for module in pkgutil.iter_modules(deploy.device.__path__):\n"
+        "    importlib.import_module(f'deploy.device.{module.name}')\n"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert "numpy" in loaded
+    assert (
+        loaded & {"torch", "transformers", "vllm", "deepspeed", "ray", "mlflow", "omegaconf", "gguf", "peft"} == set()
+    )
+    written = {name for path in (ROOT / "deploy" / "device").glob("*.py") for name in imports_of(path)}
+    assert written - set(sys.stdlib_module_names) - set(LAYERS) <= DEVICE_LIBRARIES
+
+
 def test_heavy_libraries_have_one_importer():
     assert importer_violations(ROOT) == []
 
@@ -85,10 +136,13 @@ def test_files_stay_under_the_limit():
 def test_the_rules_find_what_they_forbid(tmp_path):
     for layer in LAYERS:
         (tmp_path / layer).mkdir()
-    (tmp_path / "rewards" / "bad.py").write_text("def f():\n    from orchestrator.train import train\n")
-    (tmp_path / "orchestrator" / "bad.py").write_text("import vllm.lora\nfrom actors import engine\n")
+    (tmp_path / "rewards" / "bad.py").write_text("def f():\n    from orchestrator.stages.train import train\n")
+    (tmp_path / "orchestrator" / "stage.py").write_text("import vllm.lora\nfrom actors import engine\n")
+    (tmp_path / "orchestrator" / "record").mkdir()
+    (tmp_path / "orchestrator" / "record" / "bad.py").write_text("from orchestrator import stages\n")
     assert arrow_violations(tmp_path) == ["rewards/bad.py imports orchestrator"]
-    assert importer_violations(tmp_path) == ["orchestrator/bad.py imports vllm"]
+    assert room_violations(tmp_path) == ["orchestrator/record/bad.py imports orchestrator.stages"]
+    assert importer_violations(tmp_path) == ["orchestrator/stage.py imports vllm"]
 
 
 def test_the_command_line_starts_without_heavy_imports():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from actors.types import StageSpec, TrainRow
-from configs.schema import LearnerSection, LoraSection, ModelSection
+from configs.schema.run import LearnerSection, LoraSection, ModelSection
 
 LORA = LoraSection(rank=4, alpha=8.0)
 SFT = StageSpec(kind="sft", num_steps=8, learning_rate=2e-2, warmup_frac=0.25)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.reward import RewardActor
 from actors.scoring_process import START_TIMEOUT_S
 from actors.types import Prompt, Task
-from configs.schema import RewardSection
+from configs.schema.run import RewardSection
 from rewards.base import Outcome
 from tests.actors.adversarial_answers import REFERENCE, SURELY_RIGHT, Answer, answers, corpus, mutations
 from tests.actors.test_reward import make_completion

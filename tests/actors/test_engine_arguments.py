@@ -3,7 +3,7 @@
 import pytest
 
 from actors.engine_arguments import engine_arguments
-from configs.schema import EngineSection, ModelSection
+from configs.schema.run import EngineSection, ModelSection
 
 
 def arguments(engine: dict | None = None, **how):

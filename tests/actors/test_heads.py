@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from actors.features import RunningPool
 from actors.head_metrics import (
     auc,
     brier,
@@ -18,7 +17,8 @@ from actors.head_metrics import (
 )
 from actors.head_training import fit_switcher, fit_verifier, split_by_task
 from actors.heads import Heads, Switcher, Verifier, ema_pool, pack_heads, read_heads, unpack_heads
-from configs.heads_schema import HeadsSection
+from actors.hidden_states import RunningPool
+from configs.schema.heads import HeadsSection
 
 RNG = np.random.default_rng(0)
 H = 6

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from actors.masked_lora import AdapterState, adapter_parameters, add_adapter, start_mask
 from actors.micro_batches import MicroBatch
 from actors.policy_model import PolicyModel
-from configs.schema import ModelSection
+from configs.schema.run import ModelSection
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.actors.learner_setup import LORA, make_rows
 

@@ -14,7 +14,7 @@ import pytest
 from actors.reward import RewardActor
 from actors.scoring_process import MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Scorer
 from actors.types import Completion, Prompt, Task
-from configs.schema import RewardSection
+from configs.schema.run import RewardSection
 from rewards.base import Outcome
 
 HOSTILE = "hostile_verifiers:verify_unless_told_otherwise"

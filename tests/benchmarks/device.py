@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.benchmark import DECODE_TOKENS, benchmark_table, run_benchmark
-from deploy.runtime import DeviceModel
+from deploy.device.benchmark import DECODE_TOKENS, benchmark_table, run_benchmark
+from deploy.device.runtime import DeviceModel
 
 
 def llama_bench(binary: str, base: Path, num_threads: int) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from actors import adapters
 from actors.engine import Engine, Sampling
 from actors.masked_lora import peft_config
-from configs.schema import EngineSection, LoraSection, ModelSection
+from configs.schema.run import EngineSection, LoraSection, ModelSection
 from tests.actors.dense_reference import random_adapter
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)

@@ -22,7 +22,7 @@ import numpy as np
 
 from actors.types import StageSpec, TrainRow
 from configs.models import resolve_model_path
-from configs.schema import EMBEDDED_MODEL, LearnerSection, LoraSection, ModelSection
+from configs.schema.run import EMBEDDED_MODEL, LearnerSection, LoraSection, ModelSection
 
 
 def make_rows(arguments: argparse.Namespace, vocab_size: int) -> tuple[TrainRow, ...]:

@@ -10,9 +10,9 @@ import random
 import time
 from collections.abc import Callable
 
-from configs.schema import RewardSection
-from rewards.length import LENGTH_REWARDS, LengthInputs, LengthState, next_state, score_group
-from rewards.length_state import TaskHistory
+from configs.schema.run import RewardSection
+from rewards.length.registry import LENGTH_REWARDS, LengthInputs, LengthState, next_state, score_group
+from rewards.length.state import TaskHistory
 
 NUM_GROUPS, GROUP_SIZE, WINDOW_GROUPS, ROUNDS = 512, 8, 256, 5
 

@@ -26,14 +26,14 @@ from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
 from actors.types import Prompt, Task
 from configs.load import load_config
-from configs.schema import RunConfig
-from deploy.quantize import GRID_DIR, REPORT_FILE
+from configs.schema.run import RunConfig
+from deploy.export.quantize import GRID_DIR, REPORT_FILE
 from orchestrator import pipeline
-from orchestrator.base_model import base_model_path
-from orchestrator.cluster import start_cluster
-from orchestrator.evaluate import evaluate
-from orchestrator.metrics import Summary, summarise
-from orchestrator.prompts import held_out_prompts
+from orchestrator.cluster.cluster import start_cluster
+from orchestrator.data.prompts import held_out_prompts
+from orchestrator.evaluation.evaluate import evaluate
+from orchestrator.record.metrics import Summary, summarise
+from orchestrator.stages.base_model import base_model_path
 
 Rows = list[tuple[str, Summary]]
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from actors.reward import RewardActor
 from actors.types import Completion, Prompt, Task
-from configs.schema import RewardSection
+from configs.schema.run import RewardSection
 
 NUM_ACTORS = 2
 GROUP_SIZE = 8

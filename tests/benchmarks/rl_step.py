@@ -38,8 +38,8 @@ def trl_side(adapter: str, num_steps: int) -> None:
     from actors.tokenizer import load_tokenizer
     from configs.load import load_config
     from configs.models import resolve_model_path
-    from orchestrator.prompts import Prompter
-    from rewards.length import soft_barrier
+    from orchestrator.data.prompts import Prompter
+    from rewards.length.registry import soft_barrier
     from rewards.math_answer import verify_answer
 
     torch.set_num_threads(2)
@@ -104,16 +104,16 @@ def trl_side(adapter: str, num_steps: int) -> None:
 
 
 def our_side(adapter: str, num_steps: int, max_staleness: int) -> dict[str, list[float]]:
-    """Seconds and mean length per step of `orchestrator.train`."""
+    """Seconds and mean length per step of `orchestrator.stages.train`."""
     from actors import adapters
     from actors.tokenizer import load_tokenizer
     from configs.load import load_config
     from configs.models import resolve_model_path
-    from orchestrator.cluster import start_cluster
-    from orchestrator.run_files import read_metrics
+    from orchestrator.cluster.cluster import start_cluster
+    from orchestrator.record.run_files import read_metrics
+    from orchestrator.record.tracking import start_tracker
     from orchestrator.stage import Stage
-    from orchestrator.tracking import start_tracker
-    from orchestrator.train import train
+    from orchestrator.stages.train import train
 
     with tempfile.TemporaryDirectory() as root:
         overrides = [f"run.dir={root}", f"rl.num_steps={num_steps}", f"rl.max_staleness={max_staleness}"]

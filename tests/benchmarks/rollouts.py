@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs.load import load_config
-from configs.schema import RunConfig
+from configs.schema.run import RunConfig
 
 PLAIN = """
 import sys, time
@@ -58,7 +58,7 @@ def make_adapter(config: RunConfig, model_path: str) -> bytes:
 
 
 def prompt_ids(config: RunConfig, tokenizer, num_prompts: int) -> list:
-    from orchestrator.prompts import Prompter
+    from orchestrator.data.prompts import Prompter
 
     prompter = Prompter(config, tokenizer)
     return [prompter.at(index)[1] for index in range(num_prompts)]
@@ -110,9 +110,9 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, a
     from actors.engine import Sampling
     from actors.tokenizer import load_tokenizer
     from configs.models import resolve_model_path
-    from orchestrator.cluster import start_cluster
-    from orchestrator.dispatcher import GroupRequest
-    from orchestrator.prompts import Prompter
+    from orchestrator.cluster.cluster import start_cluster
+    from orchestrator.cluster.dispatcher import GroupRequest
+    from orchestrator.data.prompts import Prompter
 
     config = settings()
     path = str(resolve_model_path(config.model.path))

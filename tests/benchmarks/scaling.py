@@ -34,14 +34,14 @@ from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
 from configs.load import load_config
 from configs.models import resolve_model_path
-from configs.schema import RunConfig
-from orchestrator.cluster import start_cluster
-from orchestrator.evaluate import evaluate
-from orchestrator.inference_pool import InferenceRequest
+from configs.schema.run import RunConfig
+from orchestrator.cluster.cluster import start_cluster
+from orchestrator.cluster.inference_pool import InferenceRequest
+from orchestrator.data.prompts import held_out_prompts
+from orchestrator.evaluation.evaluate import evaluate
+from orchestrator.evaluation.test_time import evaluate_scaling, evaluate_switcher, load_heads, reads_of, time_sizes
 from orchestrator.pipeline import require_adapter
-from orchestrator.prompts import held_out_prompts
-from orchestrator.scaling_eval import evaluate_scaling, evaluate_switcher, load_heads, reads_of, time_sizes
-from orchestrator.scaling_report import scaling_tables, switcher_rows
+from orchestrator.report.scaling import scaling_tables, switcher_rows
 from orchestrator.stage import Stage
 
 VERSION = 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from configs.checks import MAY_BE_EMPTY, cluster_problems, model_problems, problems, value_at
+from configs.checks.run import MAY_BE_EMPTY, cluster_problems, model_problems, problems, value_at
+from configs.checks.values import LIST_RULES, RULES
 from configs.load import ConfigError, as_flat_dict, load_config
 from configs.models import context_tokens, resolve_model_path
-from configs.schema import RunConfig
-from configs.value_rules import LIST_RULES, RULES
+from configs.schema.run import RunConfig
 
 GOOD = load_config("quickstart")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config, shipped_names
-from configs.schema import RunConfig
+from configs.schema.run import RunConfig
 
 
 def refused(path: Path | str | None, *overrides: str) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def test_what_is_wrong_in_the_section_is_named(settings, problem):
     ],
 )
 def test_every_row_of_the_published_files_is_a_task(name, num_rows, answer, tmp_path, monkeypatch):
-    from orchestrator.tasks import load_tasks
+    from orchestrator.data.tasks import load_tasks
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     (protocol,) = load_protocols(ProtocolsSection(names=(name,), data_dir=str(SHARED_DATA)))

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from actors import adapters
 from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers, peft_config
 from configs.models import weights_sha256
-from configs.schema import LoraSection
-from deploy import gguf
-from deploy.device_heads import head_shapes
+from configs.schema.run import LoraSection
+from deploy.device.heads import head_shapes
+from deploy.export import gguf
+from deploy.export.quantize import read_grid
 from deploy.manifest import MANIFEST_FILE, PEFT_DIR, TOKENIZER_DIR, Manifest, describe_files
-from deploy.quantize import read_grid
 
 LORA = LoraSection(rank=4, alpha=8.0)
 VOCABULARY = 104

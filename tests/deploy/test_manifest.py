@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from configs.errors import UserError
-from deploy.device import main
+from deploy.device.command import main
+from deploy.device.runtime import DeviceModel
 from deploy.manifest import MANIFEST_FILE, ExportError, Manifest, check_files, read_manifest
 from deploy.manifest_rules import NEEDED_FILES, RULES
-from deploy.runtime import DeviceModel
 
 SHA256 = "0" * 64
 FILE = {"sha256": SHA256, "size_bytes": 1}

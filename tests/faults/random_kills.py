@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import adapters
-from orchestrator import checkpoint, ledger, run_files
+from orchestrator.record import checkpoint, ledger, run_files
 from tests.faults.small_run import SFT_STEPS, SmallRun
 
 NUM_STEPS = 6

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 
 from actors.engine import MEMORY
-from orchestrator import events, ledger
-from orchestrator.run_files import read_metrics
+from orchestrator.record import events, ledger
+from orchestrator.record.run_files import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 8

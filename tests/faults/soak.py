@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from orchestrator import ledger
+from orchestrator.record import ledger
 from tests.faults.small_run import SFT_STEPS, SmallRun
 
 VICTIMS = ("engine actor", "engine core", "reward", "scoring process", "learner")

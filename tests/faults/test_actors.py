@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from orchestrator.run_files import read_records
+from orchestrator.record.run_files import read_records
 from tests.faults.small_run import adapter_directories, is_gone, recovery
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]

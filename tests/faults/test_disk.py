@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from orchestrator import checkpoint
+from orchestrator.record import checkpoint
 from tests.faults.small_run import is_gone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]

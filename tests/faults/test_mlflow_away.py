@@ -3,8 +3,8 @@
 import pytest
 
 from configs.load import load_config
-from orchestrator import tracking
-from orchestrator.tracking import start_tracker
+from orchestrator.record import tracking
+from orchestrator.record.tracking import start_tracker
 
 pytestmark = pytest.mark.faults
 

@@ -13,7 +13,7 @@ from actors import adapters
 from actors.masked_lora import peft_config
 from actors.types import TrainRow
 from configs.model_shape import ModelShape
-from configs.schema import LoraSection
+from configs.schema.run import LoraSection
 
 IS_TINY = os.environ.get("TERSE_GPU_TINY") == "1"
 DEVICE = "cpu" if IS_TINY else "cuda"

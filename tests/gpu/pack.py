@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.deploy.check_pins import ROOT, read_pins
+from tests.deploy.cluster.check_pins import ROOT, read_pins
 
 PYTHON, PLATFORMS = "3.12", ("manylinux_2_31_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64")
 ARCHITECTURE = 90

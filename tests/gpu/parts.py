@@ -16,7 +16,7 @@ from actors.micro_batches import MicroBatch
 from actors.policy_model import PolicyModel
 from actors.rendezvous import LOOPBACK, free_port
 from actors.types import StageSpec, TrainRow
-from configs.schema import EngineSection, LearnerSection, ModelSection
+from configs.schema.run import EngineSection, LearnerSection, ModelSection
 from tests.gpu.models import DEVICE, IS_TINY, NUM_GPUS, lora_of, make_model, random_adapter, random_tensors
 
 

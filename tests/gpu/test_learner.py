@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.load import load_config
-from orchestrator.memory_plan import CONTEXT_BYTES, learner_parts
+from orchestrator.tools.memory_plan import CONTEXT_BYTES, learner_parts
 from tests.gpu.models import IS_TINY, make_rows, shape_of, small, vocabulary_of
 from tests.gpu.parts import learner, timed_update
 

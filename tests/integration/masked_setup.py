@@ -9,7 +9,7 @@ from actors.masked_lora import add_adapter, peft_config
 from actors.micro_batches import MicroBatch
 from actors.policy_model import PolicyModel
 from actors.types import TrainRow
-from configs.schema import EngineSection, LoraSection, ModelSection
+from configs.schema.run import EngineSection, LoraSection, ModelSection
 
 LORA = LoraSection(rank=8, alpha=16)
 SCALE = LORA.alpha / LORA.rank

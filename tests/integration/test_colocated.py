@@ -13,9 +13,10 @@ from actors.engine import Sampling
 from actors.learner_group import LearnerGroup
 from actors.types import Prompt
 from configs.load import load_config
-from orchestrator import pipeline, run_files
-from orchestrator.cluster import Cluster
-from orchestrator.placement import PAIRS, placements
+from orchestrator import pipeline
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.placement import PAIRS, placements
+from orchestrator.record import run_files
 
 pytestmark = pytest.mark.integration
 

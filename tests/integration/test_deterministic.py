@@ -8,7 +8,7 @@ import pytest
 from actors.engine import Sampling
 from actors.rollout import RolloutActor
 from actors.types import Prompt
-from configs.schema import EngineSection, ModelSection
+from configs.schema.run import EngineSection, ModelSection
 from tests.integration.test_engine import make_random_adapter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from actors import adapters
 from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers, peft_config
-from configs.export_schema import ExportSection
-from configs.schema import LoraSection
-from deploy import gguf
-from deploy.llama import LlamaModel
-from deploy.parity import ParityTask, Reference, measure
-from deploy.runtime import DeviceModel, Request
+from configs.schema.export import ExportSection
+from configs.schema.run import LoraSection
+from deploy.device.llama import LlamaModel
+from deploy.device.runtime import DeviceModel, Request
+from deploy.export import gguf
+from deploy.export.parity import ParityTask, Reference, measure
 from tests.deploy.exports import make_export
 
 MODEL = Path(os.environ.get("TERSE_SMOLLM2", Path(__file__).resolve().parents[2] / "models" / "smollm2-135m"))
@@ -73,7 +73,7 @@ def test_llama_cpp_reads_the_vocabulary_as_the_tokenizer_does(export):
 
 
 def test_the_q8_0_head_and_int4_layers_are_a_third_of_bf16(tmp_path):
-    from deploy.quantize import quantize_model, read_grid
+    from deploy.export.quantize import quantize_model, read_grid
 
     quantize_model(MODEL, tmp_path / "int4", "nearest", "bfloat16")
     gguf.write_base(tmp_path / "int4", tmp_path / "base.gguf", "int4", "q8_0", read_grid(tmp_path / "int4"))

@@ -12,10 +12,10 @@ import ray
 from actors.engine import EngineLost, Sampling
 from actors.types import Rollout
 from configs.load import ConfigError, load_config
-from orchestrator.actor_pool import ActorPool
-from orchestrator.cluster import Cluster, start_cluster
-from orchestrator.dispatcher import Dispatcher, GroupRequest, is_lost_actor
-from orchestrator.placement import misfits, placements
+from orchestrator.cluster.actor_pool import ActorPool
+from orchestrator.cluster.cluster import Cluster, start_cluster
+from orchestrator.cluster.dispatcher import Dispatcher, GroupRequest, is_lost_actor
+from orchestrator.cluster.placement import misfits, placements
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_prompt, make_ref, make_task
 
@@ -199,7 +199,7 @@ def test_a_lost_scorer_costs_no_second_generation(ray_cluster):
 
 
 def test_a_hung_engine_is_told_from_a_slow_one_and_replaced(ray_cluster, monkeypatch):
-    monkeypatch.setattr("orchestrator.dispatcher.WATCH_AFTER_S", 0.5)
+    monkeypatch.setattr("orchestrator.cluster.dispatcher.WATCH_AFTER_S", 0.5)
     losses = []
     engines = make_actors(Engine, "hangs", heartbeat_timeout_s=2.0, on_loss=losses.append)
     dispatcher, _ = make_dispatcher(engines)
@@ -209,7 +209,7 @@ def test_a_hung_engine_is_told_from_a_slow_one_and_replaced(ray_cluster, monkeyp
 
 
 def test_a_slow_engine_is_kept_until_the_timeout_which_says_what_is_waited_for(ray_cluster, monkeypatch):
-    monkeypatch.setattr("orchestrator.dispatcher.WATCH_AFTER_S", 0.5)
+    monkeypatch.setattr("orchestrator.cluster.dispatcher.WATCH_AFTER_S", 0.5)
     losses = []
     engines = make_actors(Engine, "is slow", heartbeat_timeout_s=2.0, on_loss=losses.append)
     dispatcher, _ = make_dispatcher(engines, timeout_s=6)

@@ -16,8 +16,8 @@ from actors.engine import Sampling
 from actors.engine_arguments import engine_arguments
 from actors.rollout import BASE_VERSION, RolloutActor
 from actors.types import HardCap, Prompt
-from configs.schema import EngineSection, LoraSection, ModelSection
-from orchestrator.probe import cap_problem
+from configs.schema.run import EngineSection, LoraSection, ModelSection
+from orchestrator.rl.probe import cap_problem
 
 pytestmark = pytest.mark.integration
 

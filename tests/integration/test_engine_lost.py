@@ -10,8 +10,8 @@ import pytest
 
 from actors.engine import Engine, EngineLost, Sampling
 from actors.owned_directory import children_shared_memory
-from configs.schema import EngineSection, ModelSection
-from orchestrator.probe import PROBE_VERSION
+from configs.schema.run import EngineSection, ModelSection
+from orchestrator.rl.probe import PROBE_VERSION
 from tests.deploy.exports import make_adapter
 
 pytestmark = pytest.mark.integration

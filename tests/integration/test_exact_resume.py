@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from orchestrator import checkpoint, events, run_files
+from orchestrator.record import checkpoint, events, run_files
 from tests.integration.test_pipeline import ROOT, SETTINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]

@@ -8,8 +8,8 @@ import ray
 
 from actors.tokenizer import load_tokenizer
 from configs.load import load_config
-from orchestrator.held_out import HeldOut
-from orchestrator.inference_pool import InferencePool
+from orchestrator.cluster.inference_pool import InferencePool
+from orchestrator.evaluation.held_out import HeldOut
 from tests.fakes import make_actor_pool, make_ref
 from tests.integration.test_inference_pool import Engine, Scorer
 

@@ -12,10 +12,10 @@ from actors.inference import BASE, REASONING, SWITCHED, InferenceActor
 from actors.masked_lora import peft_config
 from actors.rollout import BASE_VERSION
 from actors.types import Prompt, Reads
-from configs.schema import EngineSection, ModelSection
+from configs.schema.run import EngineSection, ModelSection
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.integration.masked_setup import LORA, MASKED, SCALE
-from tests.integration.test_features import states_of
+from tests.integration.test_hidden_states import states_of
 
 pytestmark = pytest.mark.integration
 

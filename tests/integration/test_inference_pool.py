@@ -10,8 +10,8 @@ import ray
 from actors.engine import Sampling
 from actors.scaling import group_answers
 from actors.types import Inference, Rollout
-from orchestrator.evaluate import make_record
-from orchestrator.inference_pool import InferencePool, InferenceRequest
+from orchestrator.cluster.inference_pool import InferencePool, InferenceRequest
+from orchestrator.evaluation.evaluate import make_record
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_actor_pool, make_completion, make_prompt, make_task
 

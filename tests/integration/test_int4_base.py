@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from actors.engine import Sampling
-from configs.schema import EngineSection
-from deploy.quantize import quantised_base
+from configs.schema.run import EngineSection
+from deploy.export.quantize import quantised_base
 from tests.integration.masked_setup import LORA, MASKED, learner_logprobs, make_policy, make_prompt, start_engine
 
 pytestmark = pytest.mark.integration
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 def random_adapter(base):
     from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers
     from actors.policy_model import load_base
-    from configs.schema import ModelSection
+    from configs.schema.run import ModelSection
 
     layers = insert_layers(load_base(ModelSection(dtype="float32"), str(base)), LORA, AdapterSwitch())
     generator = torch.Generator().manual_seed(1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from actors.engine import Sampling
-from configs.schema import EngineSection
+from configs.schema.run import EngineSection
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.integration.masked_setup import (
     LORA,

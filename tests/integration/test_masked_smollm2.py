@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from actors.engine import Sampling
-from configs.schema import EngineSection
-from orchestrator.fetch_model import fetch_model
+from configs.schema.run import EngineSection
+from orchestrator.tools.fetch_model import fetch_model
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.integration.masked_setup import (
     LORA,

@@ -14,10 +14,10 @@ from actors.learner import LearnerRank
 from actors.learner_group import LearnerGroup
 from actors.types import TrainBatch
 from configs.load import load_config
-from configs.schema import ModelSection
-from orchestrator.base_model import for_actors
-from orchestrator.cluster import Cluster
-from orchestrator.nodes import fetch_on_nodes
+from configs.schema.run import ModelSection
+from orchestrator.cluster.cluster import Cluster
+from orchestrator.cluster.nodes import fetch_on_nodes
+from orchestrator.stages.base_model import for_actors
 from tests.actors.learner_setup import SFT, make_rows, num_trained, settings_of
 from tests.faults.nodes import start_nodes
 from tests.integration.test_job_submit import free_port
@@ -120,7 +120,9 @@ def test_a_directory_that_only_the_driver_sees_is_told_by_node(ray_cluster, tmp_
 
 def test_nodes_have_the_model_before_any_engine_is_made(ray_cluster, hub, monkeypatch):
     order = []
-    monkeypatch.setattr("orchestrator.cluster.fetch_on_nodes", lambda nodes, *_: order.append(f"fetch on {len(nodes)}"))
+    monkeypatch.setattr(
+        "orchestrator.cluster.cluster.fetch_on_nodes", lambda nodes, *_: order.append(f"fetch on {len(nodes)}")
+    )
     monkeypatch.setattr(Cluster, "_make_ranks", lambda self: order.append("ranks") or [])
     monkeypatch.setattr(Cluster, "_make_engine_pool", lambda self, *_: order.append("engines"))
     monkeypatch.setattr(Cluster, "_make_pool", lambda self, *_, **__: order.append("reward actors"))

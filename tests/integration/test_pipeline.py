@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from actors.heads import read_heads
-from orchestrator import run_files
+from orchestrator.record import run_files
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -6,7 +6,8 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import ConfigError, dump_config, load_config
-from orchestrator import pipeline, result_settings, run_files
+from orchestrator import pipeline
+from orchestrator.record import result_settings, run_files
 
 
 def config_of(tmp_path, *overrides):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from orchestrator import run_files
 from orchestrator.__main__ import BAD_USAGE, COMMANDS, FAILED, INTERRUPTED, OK, main
+from orchestrator.record import run_files
 
 
 def test_every_command_has_help_with_an_example(capsys):

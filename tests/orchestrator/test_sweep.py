@@ -8,12 +8,13 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import ConfigError, load_config, split_axes
-from orchestrator import run_files, sweep
+from orchestrator import sweep
+from orchestrator.record import run_files
+from orchestrator.report.sweep import build_sweep_report
+from orchestrator.report.sweep_figures import frontier
 from orchestrator.sweep import Trial, distinct, make_trials, num_that_fit, run_trials, touches_sft, trial_name
-from orchestrator.sweep_figures import frontier
-from orchestrator.sweep_report import build_sweep_report
 from tests.fakes import make_group
-from tests.orchestrator.test_metrics import make_record
+from tests.orchestrator.record.test_metrics import make_record
 
 
 def test_an_axis_is_a_list_where_one_value_is_expected():

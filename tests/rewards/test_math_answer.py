@@ -157,7 +157,7 @@ FORMS = (
     *("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1\\\\3\\end{pmatrix}", "\\text{yes}", "A", "B"),
 )
 OUR_OWN_RULES = {
-    # A column is a tuple here, lists of named values and brackets have rules of their own (`rewards.structure`).
+    # A column is a tuple here, lists of named values and brackets have rules of their own (`rewards.notation.structure`).
     frozenset(("(1,2)", "\\begin{pmatrix}1\\\\2\\end{pmatrix}")),
 }
 

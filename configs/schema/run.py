@@ -1,0 +1,337 @@
+"""Every setting of a run: one frozen, keyword-only dataclass per component, a unit per field.
+
+A component receives its own section, never the whole. Sections are never changed after loading, and what
+can be derived is a property. `configs.load` builds them from YAML and the command line; `configs.checks`
+lists what is wrong with the values, all at once.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from configs.protocols import ProtocolsSection
+from configs.schema.data import DataSection
+from configs.schema.export import ExportSection
+from configs.schema.heads import HeadsSection, ScalingSection
+from configs.schema.reward import RewardSection
+
+EMBEDDED_MODEL = "embedded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """What the run is called and where it leaves its files."""
+
+    name: str = "run"
+    """Files go to `<dir>/<name>`."""
+    dir: str = "runs"
+    mirror: str = ""
+    """Address that fsspec knows, e.g. `s3://bucket/runs`: the run directory is copied to `<mirror>/<name>` after each
+    checkpoint and at the end, and fetched from there where it is missing. Empty: no copy."""
+    seed: int = 0
+    """Seeds tasks, budgets, sampling and weights."""
+    keep_checkpoints: int = 2
+    """The newest so many of each stage stay; more than one, so that a damaged one can be skipped."""
+    keep_every_steps: int = 0
+    """Checkpoints of every so many steps stay for good; 0: none."""
+    deterministic: bool = False
+    """The same run gives the same bits, however its groups were scheduled and wherever it was resumed. Engines then
+    generate one sequence at a time: for tests and for finding faults. Needs rl.max_staleness 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The base model."""
+
+    path: str = EMBEDDED_MODEL
+    """`embedded`, a Hugging Face model directory, or a hub name."""
+    revision: str = ""
+    """Of a hub name: branch, tag or commit. Empty: the newest; every node gets the commit that the driver found."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the base weights, in learner and engine; adapters are trained in fp32."""
+    base_precision: Literal["native", "int4"] = "native"
+    """int4: adapters are trained and sampled over a base whose linear layers lie on the int4 grid that the device file
+    holds (group 32, `deploy/export/quantize.py`); it is made once, in the run directory, which every node must see."""
+    quantize_method: Literal["nearest", "least_l2"] = "least_l2"
+    """How int4 scales are chosen: by the largest weight, or by the least squared error."""
+    max_length_tokens: int = 8192
+    """Prompt and completion together."""
+    masked_lora: bool = True
+    """The adapter is on from the last prompt token on, in training and in every engine, so base and reasoning share
+    the prompt's KV cache. False: an ordinary LoRA, on everywhere."""
+    trust_remote_code: bool = False
+    """Run Python code that the model directory brings along."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """The reasoning adapter (PEFT LoRA)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """Scale is alpha / rank."""
+    dropout: float = 0.0
+    """In SFT; RL always trains without dropout, so that ratios mean something."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSection:
+    """Token budgets: drawn per task, named in the prompt, used by the length reward."""
+
+    buckets_tokens: tuple[int, ...] = (1000, 3000, 4000, 6000)
+    """One is drawn per task from the seeded task stream (`PAPER`: 1K, 3K, 4K, 6K)."""
+    weights: tuple[float, ...] = ()
+    """How likely each bucket is, relative to the others; empty: all equally."""
+    per_difficulty_tokens: int = 0
+    """Added for each unit of the task's difficulty."""
+    curriculum_factor: float = 1.0
+    """Training budgets begin this many times as large, and shrink (or grow) linearly to what they are …"""
+    curriculum_steps: int = 0
+    """… over so many RL steps, counted in prompts handed out; 0: no curriculum."""
+    prompt_template: str = "{question}\n\nThink for at most {budget_tokens} tokens."
+    """How the prompt names the budget."""
+    forced_answer_text: str = "\n</think>\n\nThe final answer is \\boxed{"
+    """What a hard cap appends where it cuts a completion."""
+    answer_tokens: int = 32
+    """Generated at most after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSection:
+    """Supervised fine-tuning of the adapter on reasoning traces."""
+
+    adapter: str = ""
+    """A directory with an adapter to begin RL from (PEFT format), instead of training one."""
+
+    num_steps: int = 100
+    rows_per_step: int = 64
+    learning_rate: float = 2e-4
+    warmup_frac: float = 0.1
+    weight_decay: float = 0.0
+    checkpoint_every_steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlSection:
+    """Budget-forced RL of the adapter (GRPO)."""
+
+    num_steps: int = 200
+    """May grow on a run that was trained before: it goes on with the learning rate of the longer schedule, whose warm-up is
+    past."""
+    groups_per_step: int = 32
+    group_size: int = 8
+    """Completions per prompt, G."""
+    learning_rate: float = 2e-5
+    warmup_frac: float = 0.05
+    weight_decay: float = 0.0
+    loss: Literal["grpo", "gspo", "cispo"] = "grpo"
+    """grpo: a clipped ratio per token; gspo: one per sequence; cispo: REINFORCE with a clipped weight."""
+    loss_mean: Literal["token", "sequence", "constant"] = "token"
+    """token: all trained tokens weigh alike (DAPO); sequence: all completions do (GRPO as printed); constant: divided
+    by completions x rollout.max_completion_tokens (Dr. GRPO)."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "batch_std"] = "grpo"
+    """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; batch_std: r - mean, over
+    the std of the whole step (DLER)."""
+    clip_low: float = 0.2
+    """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    clip_high: float = 0.2
+    importance_cap: float = 2.0
+    """Truncation of the importance weight between engine and learner logprobs."""
+    sequence_mask_gap: float = 0.0
+    """Completions whose mean logprob is further than this from the policy's, in nats, are left out; 0 leaves none."""
+    overlong_filtering: bool = False
+    """Completions cut at the length limit are not trained on (DAPO); their rewards still count for the group's mean."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean entropy, which is subtracted from the loss."""
+    kl_beta: float = 1e-3
+    """Weight of the KL penalty; 0 turns it off."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """loss: a term per token; reward: each completion's KL is taken off its reward before advantages."""
+    kl_target: float = 0.0
+    """Measured KL that kl_beta is steered to, in nats per token (in the reward: per completion); 0 keeps it as it is."""
+    kl_gain: float = 0.1
+    """How fast kl_beta follows: at most a fifth of this a step (Ziegler et al. 2019)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_reference: Literal["start", "base"] = "start"
+    """`start`: the adapter that RL started from; `base`: the model without adapter."""
+    max_staleness: int = 0
+    """Optimiser steps that a group may lie behind the learner; 0 is on-policy."""
+    max_consecutive_drops: int = 512
+    """Groups dropped in a row before the run gives up."""
+    checkpoint_every_steps: int = 10
+    evaluate_every_steps: int = 0
+    """Held-out evaluation between steps; 0 is only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection:
+    """Generating completions for training."""
+
+    num_actors: int = 1
+    """Engines."""
+    max_completion_tokens: int = 6144
+    cap_tokens: int = 0
+    """Hard cap in training: a completion is cut there and made to answer, and what was forced is not trained on.
+    0 is none."""
+    temperature: float = 0.8
+    top_p: float = 1.0
+    """Must stay 1 in RL: a truncated distribution biases the importance ratios."""
+    top_k: int = 0
+    """Must stay 0 in RL, for the same reason."""
+    min_p: float = 0.0
+    """Must stay 0 in RL, for the same reason."""
+    max_logprob_gap: float = 0.1
+    """Mean |behaviour - learner| logprob gap at staleness 0 above which the run stops, in nats."""
+    generate_timeout_s: float = 1800.0
+    """A group not generated by then is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSection:
+    """One vLLM engine."""
+
+    num_gpus: int = 1
+    """Per engine (tensor parallel); 0 is a CPU engine."""
+    num_cpus: float = 1.0
+    """Ray's bookkeeping of cores per engine."""
+    num_threads: int = 2
+    """CPU engines: threads of the arithmetic."""
+    max_num_seqs: int = 256
+    """Sequences decoded at once."""
+    max_batched_tokens: int = 0
+    """Tokens computed in one engine step; longer prompts are computed in chunks. 0: 16,384 on a GPU, vLLM's choice on a CPU."""
+    block_tokens: int = 0
+    """Tokens of one KV block, the unit in which prompts are shared. 0: 32 on CPU, vLLM's choice on GPU."""
+    num_kv_blocks: int = 0
+    """KV blocks, however much memory there is; 0: as many as memory holds."""
+    max_lora_rank: int = 16
+    """At least the adapter's rank; vLLM takes 1, 8, 16, 32, 64, 128, 256, 320 or 512."""
+    gpu_memory_frac: float = 0.85
+    """GPU engines without kv_cache_gib: their share of the memory, weights included."""
+    kv_cache_gib: float = 0.0
+    """Keys and values of sequences, per GPU. 0: 2 GiB on a CPU, on a GPU what gpu_memory_frac leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSection:
+    """The DeepSpeed learner."""
+
+    num_ranks: int = 1
+    num_gpus_per_rank: int = 1
+    """0 or 1; 0 trains on the CPU over gloo."""
+    num_cpus_per_rank: float = 1.0
+    """Ray's bookkeeping of cores per rank."""
+    num_threads: int = 2
+    """CPU ranks: threads of the arithmetic."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO stage, 0 to 3."""
+    offload_optimizer: bool = False
+    """Keep optimiser state in host memory (ZeRO 1 to 3)."""
+    micro_batch_tokens: int = 16384
+    """Tokens of one forward pass, padding included; a longer row goes alone."""
+    gradient_checkpointing: bool = False
+    max_grad_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    """Accuracy and length on held-out tasks."""
+
+    num_actors: int = 0
+    """Engines of their own for heads, evaluation and scaling; 0 uses the rollout engines."""
+    num_tasks: int = 256
+    samples_per_task: int = 1
+    temperature: float = 0.6
+    top_p: float = 1.0
+    max_completion_tokens: int = 6144
+    caps_tokens: tuple[int, ...] = ()
+    """Hard caps to evaluate at as well: each completion is cut there and made to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSection:
+    """The Ray cluster."""
+
+    address: str = ""
+    """Empty: join the cluster of this job or RAY_ADDRESS if there is one, else start one here."""
+    colocated: bool = False
+    """Engine i and learner rank i share GPU i, by turns: engines sleep, their memory given back, while the learner works.
+    Needs engine.kv_cache_gib and rl.max_staleness 0."""
+    gpu_memory_gib: float = 0.0
+    """Of the smallest GPU that the run may get, for `terse plan` and its refusals. 0: of the GPUs here, if no cluster is named."""
+    start_timeout_s: float = 600.0
+    """Give up when the placement cannot be had, or an actor has not started, by then."""
+    heartbeat_timeout_s: float = 60.0
+    """An actor that has work and gives no sign of life for so long is replaced."""
+    max_actor_losses: int = 100
+    """Engines, and reward actors, that are replaced in one run; one more ends it."""
+    max_learner_restarts: int = 3
+    """Times that lost learner ranks are started again from the stage's last checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSection:
+    """MLflow."""
+
+    uri: str = ""
+    """Empty: MLFLOW_TRACKING_URI if set, else an SQLite file in the run's parent directory."""
+    experiment: str = "terse"
+    parent_run_id: str = ""
+    """MLflow run to nest this run under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run. `configs/*.yaml` say only what differs from these defaults."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    lora: LoraSection = field(default_factory=LoraSection)
+    data: DataSection = field(default_factory=DataSection)
+    budget: BudgetSection = field(default_factory=BudgetSection)
+    sft: SftSection = field(default_factory=SftSection)
+    rl: RlSection = field(default_factory=RlSection)
+    reward: RewardSection = field(default_factory=RewardSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    engine: EngineSection = field(default_factory=EngineSection)
+    learner: LearnerSection = field(default_factory=LearnerSection)
+    heads: HeadsSection = field(default_factory=HeadsSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    scaling: ScalingSection = field(default_factory=ScalingSection)
+    protocols: ProtocolsSection = field(default_factory=ProtocolsSection)
+    export: ExportSection = field(default_factory=ExportSection)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+    tracking: TrackingSection = field(default_factory=TrackingSection)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir).expanduser() / self.run.name
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that the placement asks for; a colocated engine or rank takes half of one."""
+        engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_gpus
+        total = engines + self.learner.num_ranks * self.learner.num_gpus_per_rank
+        return total * (0.5 if self.cluster.colocated else 1.0)
+
+    @property
+    def num_cpus(self) -> float:
+        """CPU cores that the placement asks for; reward actors take a tenth of a core each in Ray's books."""
+        engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_cpus
+        return engines + self.learner.num_ranks * self.learner.num_cpus_per_rank + 0.1 * self.reward.num_actors
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """What is left of the model's length by the longest completion."""
+        longest = max(self.rollout.max_completion_tokens, self.evaluation.max_completion_tokens)
+        caps = (self.rollout.cap_tokens, *self.evaluation.caps_tokens, *self.scaling.caps_tokens)
+        if caps := tuple(cap for cap in caps if cap):
+            # A text has no more tokens than bytes.
+            forced = len(self.budget.forced_answer_text.encode()) + self.budget.answer_tokens
+            longest = max(longest, max(caps) + forced)
+        if self.heads.num_tasks:
+            longest += len(self.heads.verification_prompt.encode())
+        return self.model.max_length_tokens - longest

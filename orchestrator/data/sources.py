@@ -1,0 +1,332 @@
+"""Rows of a hub dataset or a local file, and the fields that the config names in them.
+
+Presets say where well-known datasets keep question and answer; settings that were changed from their defaults win.
+"""
+
+import dataclasses
+import math
+import re
+import string
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+from configs.checks.run import field_names
+from configs.errors import UserError
+from configs.models import DATA_FORMATS, data_format, is_local_data
+from configs.schema.data import SftSource, TaskSource
+from orchestrator.data.local_rows import WrittenNumber, find_files, read_csv_files, read_json_files
+from rewards.base import THINK_CLOSE, THINK_OPEN
+
+Row = Mapping[str, Any]
+AnySource = TypeVar("AnySource", TaskSource, SftSource)
+
+_CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields beside a turn's content that hold its thought."""
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+_WITH_CHOICES = "{question}\n\n{choices}"
+
+TASK_PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "gsm8k": {"answer_pattern": r"####[ \t]*([^\n]*\S)"},
+    "math500": {"question_template": "{problem}"},
+    "svamp": {"question_template": "{Body} {Question}", "answer_field": "Answer"},
+    "addsub": {"question_template": "{input}", "answer_field": "target"},
+    "aime": {"question_template": "{problem}"},
+    "amc": {},
+    "mmlu": {"question_template": _WITH_CHOICES, "choice_fields": ("choices",)},
+    "gpqa": {
+        "question_template": "{Question}\n\n{choices}",
+        "choice_fields": ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+    },
+    "strategyqa": {
+        "rows_field": "examples",
+        "question_template": "{input}",
+        "labels": ("yes", "no"),
+        "answer_field": "target_scores",
+    },
+}
+SFT_PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    # `solution … #### n`: the answer's mark is one that scoring knows, so it stays.
+    "gsm8k": {"prompt_template": "{question}", "completion_template": "{answer}"},
+    "openthoughts3": {"layout": "messages", "messages_field": "conversations"},
+    "mixture_of_thoughts": {"layout": "messages", "messages_field": "messages"},
+}
+
+
+class Rows(Sequence[Row]):
+    """Rows in the order of the file, memory-mapped; `where(index)` names one in errors."""
+
+    def __init__(self, name: str, rows: Any):
+        self.name, self._rows = name, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._rows)  # of a table in batches, which is far faster than row by row
+
+    def where(self, index: int) -> str:
+        """For people: the first row is row 1."""
+        return f"{self.name}, row {index + 1}"
+
+
+def load_rows(source: TaskSource | SftSource) -> Rows:
+    """All rows of a source, or the first `num_tasks` (`num_rows`).
+
+    Raises ValueError naming the file, or the hub name and how to use a file instead.
+    """
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    limit = source.num_tasks if isinstance(source, TaskSource) else source.num_rows
+    if not is_local_data(source.source):
+        rows = _load_hub(datasets, source)
+    elif (
+        isinstance(source, TaskSource)
+        and (kind := data_format((files := find_files(source.source))[0].name)) != "parquet"
+    ):
+        read = read_csv_files(files) if kind == "csv" else read_json_files(files, source.rows_field)
+        rows = _split_of(datasets, read, source)
+    else:
+        rows = _load_files(datasets, source, find_files(source.source))
+    if len(rows) == 0:
+        raise UserError(f"{source.source}: expected rows in split {source.split}, found none")
+    if limit:
+        rows = rows[:limit] if isinstance(rows, list) else rows.select(range(min(limit, len(rows))))
+    return Rows(source.source, rows)
+
+
+def apply_preset(source: AnySource) -> AnySource:
+    """The source with its preset's settings wherever the config left the default."""
+    preset = (TASK_PRESETS if isinstance(source, TaskSource) else SFT_PRESETS)[source.preset]
+    defaults = {field.name: field.default for field in dataclasses.fields(source)}
+    changes = {name: value for name, value in preset.items() if getattr(source, name) == defaults[name]}
+    return dataclasses.replace(source, **changes)
+
+
+def render(template: str, row: Row, where: str) -> str:
+    """Fill a template from row fields. Raises ValueError naming row and field when one is missing or empty."""
+    field_names(template)
+    parts = string.Formatter().parse(template)
+    filled = (text + (format(read_text(row, name, where), form or "") if name else "") for text, name, form, _ in parts)
+    return "".join(filled).strip()
+
+
+def read_text(row: Row, field: str, where: str) -> str:
+    """A field as text, numbers as they were written; a whole one written as 43.0 becomes 43. Parts of a message's content
+    (`[{"type": "text", "text": …}]`) are joined. Raises ValueError naming row and field, for a missing number (NaN) too."""
+    value = _read(row, field, where)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
+    ):
+        value = "".join(str(part.get("text") or "") for part in value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        found = type(value).__name__
+        raise UserError(f"{where}: expected text or a number in field {field!r}, found {found}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: expected text or a number in field {field!r}, found {value} (a missing value?)")
+        return _as_written(value)
+    return str(value)
+
+
+def _as_written(value: float) -> str:
+    """Every digit, without an exponent that was not there: 0.00005 stays, 43.0 becomes 43."""
+    text = value.text if isinstance(value, WrittenNumber) else format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if re.fullmatch(r"[+-]?\d+\.0+", text) else text
+
+
+def read_answer(row: Row, source: TaskSource, where: str) -> str:
+    """The reference answer: the pattern's last match in the answer field, or all of it."""
+    text = read_text(row, source.answer_field, where)
+    if not source.answer_pattern:
+        return text.strip()
+    matches = re.findall(source.answer_pattern, text)
+    if not matches or not matches[-1].strip():
+        raise UserError(
+            f"{where}: expected a match of answer_pattern {source.answer_pattern!r} in field "
+            f"{source.answer_field!r}, found {text[-80:]!r}"
+        )
+    return matches[-1].strip()
+
+
+def read_budget(row: Row, source: TaskSource, where: str) -> int | None:
+    """The row's own budget in tokens; None when the source names no field for it, or the row leaves it empty.
+
+    Raises ValueError for anything but a whole number above 0.
+    """
+    value = find_field(row, source.budget_field) if source.budget_field else None
+    if value is None or value == "":
+        return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    try:
+        budget_tokens = int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
+    except ValueError:
+        budget_tokens = 0
+    if budget_tokens < 1:
+        raise UserError(f"{where}: field {source.budget_field!r}: expected a number of tokens above 0, found {value!r}")
+    return budget_tokens
+
+
+def read_conversation(row: Row, source: SftSource, where: str) -> list[dict[str, str]]:
+    """The row as chat turns, ending with an assistant's; the config's system prompt first, if it has one.
+
+    Raises ValueError naming row and field for a missing or empty field, an unknown role, or no assistant's turn.
+    """
+    if source.layout == "prompt_completion":
+        completion = render(source.completion_template, row, where)
+        if source.preset == "gsm8k":
+            completion = _CALCULATOR_MARK.sub("", completion)
+        turns = [
+            {"role": "user", "content": render(source.prompt_template, row, where)},
+            {"role": "assistant", "content": completion},
+        ]
+    else:
+        turns = _read_turns(row, source.messages_field, where)
+    return with_system_prompt(turns, source.system_prompt)
+
+
+def with_system_prompt(turns: list[dict[str, str]], system_prompt: str) -> list[dict[str, str]]:
+    """The turns with a system prompt in front; their own takes precedence."""
+    if not system_prompt or turns[0]["role"] == "system":
+        return turns
+    return [{"role": "system", "content": system_prompt}, *turns]
+
+
+def find_field(row: Row, name: str) -> Any:
+    """The value under a name, or inside nested fields under a name with dots; None when there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def read_messages(row: Row, template: str, where: str) -> list[dict[str, str]] | None:
+    """The turns of a row whose prompt is a list of them (the template is that one field); None for a prompt of text.
+
+    Raises ValueError when the last turn is no user's.
+    """
+    names = field_names(template)
+    if len(names) != 1 or template.strip() != f"{{{names[0]}}}" or not isinstance(find_field(row, names[0]), list):
+        return None
+    turns = read_turns(row, names[0], where)
+    if not turns or turns[-1]["role"] != "user":
+        found = turns[-1]["role"] if turns else "none"
+        raise UserError(f"{where}: expected a user's turn at the end of field {names[0]!r}, found {found}")
+    return turns
+
+
+def _read(row: Row, field: str, where: str) -> Any:
+    value = find_field(row, field)
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+        state = "an empty one" if value is not None else "none"
+        there = ", ".join(name for name, other in row.items() if other is not None)
+        raise UserError(f"{where}: expected a field {field!r}, found {state}; fields there: {there or 'none'}")
+    return value
+
+
+def _read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
+    """Those up to the last of an assistant."""
+    turns = read_turns(row, field, where)
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    if not turns:
+        raise UserError(f"{where}: expected an assistant's turn in field {field!r}, found none")
+    return turns
+
+
+def read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
+    """Chat turns as role and content; a thought that stands beside the content comes before it. Raises ValueError naming
+    row, turn and role."""
+    raw_turns = _read(row, field, where)
+    if not isinstance(raw_turns, list) or not all(isinstance(turn, Mapping) for turn in raw_turns):
+        raise UserError(f"{where}: expected a list of turns in field {field!r}, found {type(raw_turns).__name__}")
+    turns = []
+    for number, turn in enumerate(raw_turns, start=1):
+        turn_where = f"{where}, turn {number} of {field}"
+        role_key, text_key = ("from", "value") if turn.get("from") is not None else ("role", "content")
+        role = read_text(turn, role_key, turn_where)
+        if role not in _ROLES:
+            raise UserError(f"{turn_where}: expected a role of {', '.join(_ROLES)}, found {role!r}")
+        content = read_text(turn, text_key, turn_where)
+        thought = next((turn[name] for name in _THOUGHTS if isinstance(turn.get(name), str) and turn[name].strip()), "")
+        if thought and THINK_OPEN not in content:
+            content = f"{THINK_OPEN}\n{thought.strip()}\n{THINK_CLOSE}\n\n{content}"
+        turns.append({"role": _ROLES[role], "content": content})
+    return turns
+
+
+def _split_of(datasets: Any, rows: list[Row], source: TaskSource) -> list[Row]:
+    """The slice that `split` names: files are one split, so its name does not matter."""
+    name = re.split(r"\W", source.split, maxsplit=1)[0]
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(source.split).to_absolute({name: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"{source.source}: expected a split such as train or test[:100], found {source.split!r} ({error})"
+        ) from error
+    return rows[part.from_ : part.to]
+
+
+def _load_files(datasets: Any, source: TaskSource | SftSource, files: list[Path]) -> Any:
+    kind = data_format(files[0].name)
+    rows_field = source.rows_field if isinstance(source, TaskSource) else ""
+    options: dict[str, Any] = {"field": rows_field} if rows_field and kind == "json" else {}
+    if files[0].name.lower().endswith(".tsv"):
+        options = {"sep": "\t"}
+    # Files are one split; naming it as the config does lets slices such as train[:100] work.
+    name = re.split(r"\W", source.split, maxsplit=1)[0]
+    try:
+        return datasets.load_dataset(
+            kind, data_files={name: [str(file) for file in files]}, split=source.split, **options
+        )
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"{_unreadable(files, kind, error)}") from error
+
+
+def _unreadable(files: list[Path], kind: str, error: BaseException) -> str:
+    """Which file cannot be read and why: the first bad line of JSON, else what the reader said."""
+    for file in files:
+        try:
+            if kind == "json":
+                read_json_files([file], "")
+            elif kind == "parquet":
+                import pyarrow.parquet
+
+                if pyarrow.parquet.ParquetFile(file).metadata.num_rows == 0:
+                    return f"{file}: expected rows, found none"
+        except UserError as bad:
+            return str(bad)
+        except (OSError, ValueError) as bad:
+            return f"{file}: expected a {kind} file, found something else ({_first_line(bad)})"
+    return f"{', '.join(map(str, files[:3]))}: expected a table of rows, found something else ({_first_line(error.__cause__ or error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _load_hub(datasets: Any, source: TaskSource | SftSource) -> Any:
+    try:
+        return datasets.load_dataset(source.source, source.subset or None, split=source.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"dataset {source.source!r}, subset {source.subset or 'none'}, split {source.split!r}: cannot be loaded from "
+            f"the hub ({str(error).splitlines()[0] if str(error) else type(error).__name__}). To use a local file, give "
+            f"`source` a path that ends in {', '.join(DATA_FORMATS)}."
+        ) from error

@@ -1,0 +1,67 @@
+"""Held-out accuracy and length of a policy while it is being trained."""
+
+import logging
+from typing import Any
+
+from actors.types import AdapterRef
+from orchestrator.cluster.inference_pool import Inferred, Work
+from orchestrator.data.prompts import held_out_prompts
+from orchestrator.evaluation.evaluate import make_record, make_requests
+from orchestrator.record.metrics import as_metrics, summarise
+from orchestrator.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+class HeldOut:
+    """Evaluations between steps, one at a time, to MLflow at the step whose adapter was evaluated.
+
+    On engines of their own (`evaluation.num_actors`) they go on beside the next steps, with an adapter that stays what
+    it was; on the rollout engines the next step waits, and groups in flight go on. As a context manager it waits for
+    what is still going on, except after an error.
+    """
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+        self._running: tuple[int, Work, dict[int, Inferred]] | None = None
+
+    def __enter__(self) -> "HeldOut":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        if error is None or issubclass(error, KeyboardInterrupt):
+            self.finish()
+
+    def begin(self, ref: AdapterRef, packed: Any) -> None:
+        """Evaluate this adapter, once the evaluation before it is done."""
+        self.finish()
+        cluster, config = self._stage.cluster, self._stage.config
+        has_own_engines = cluster.evaluators is not cluster.engines
+        if has_own_engines:
+            cluster.load_adapter(ref, packed, pools=[cluster.evaluators])
+        prompts = held_out_prompts(config, self._stage.tokenizer)
+        requests = make_requests(prompts, config.evaluation, ref.version)
+        self._running = ref.version, *cluster.make_inference_pool().begin(requests)
+        if not has_own_engines:
+            self.finish()
+
+    def advance(self) -> None:
+        """Take what has come in, without waiting."""
+        if self._running is not None:
+            self._running[1].advance()
+            self._report_when_finished()
+
+    def finish(self) -> None:
+        if self._running is not None:
+            self._running[1].finish()
+            self._report_when_finished()
+
+    def _report_when_finished(self) -> None:
+        assert self._running is not None
+        version, work, finished = self._running
+        if not work.is_finished:
+            return
+        self._running = None
+        summary = summarise([make_record(finished[index]) for index in range(len(finished))])
+        self._stage.tracker.log_metrics(as_metrics("eval/rl", summary), version)
+        log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)

@@ -1,0 +1,323 @@
+"""`report.html`, `report.md`, `summary.json` and the figures of a run, from what its directory holds."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from actors.types import EvaluationRecord
+from configs.errors import UserError
+from orchestrator.record import events, run_files
+from orchestrator.record.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
+from orchestrator.record.tracking import git_commit, library_versions
+from orchestrator.report import figures
+from orchestrator.report import scaling as scaling_report
+from orchestrator.report.markdown import make_environment
+
+POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
+NUM_SAMPLE_TASKS = 10
+PARTS = ("rollout", "update", "publish")
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write everything; returns the path of `report.html`. Parts that were not run are left out.
+
+    Raises UserError for a directory that is no run, ValueError naming file and line for a damaged file.
+    """
+    require_run_dir(run_dir)
+    records = {policy: found for policy in POLICIES if (found := run_files.read_records(run_dir, policy))}
+    capped = {policy: caps for policy in records if (caps := run_files.read_capped_records(run_dir, policy))}
+    metrics = run_files.read_metrics(run_dir)
+    summary = summarise_run(run_dir, records, capped)
+    run_files.write_text(run_dir / "summary.json", json.dumps(summary, indent=2))
+    scaling, switcher = scaling_report.read_results(run_dir)
+    content = {
+        "name": run_dir.name,
+        "headline": headline(summary),
+        "table": table_rows(summary),
+        "difficulties": difficulty_rows(records),
+        "caps": cap_rows(summary["hard_caps"]) if capped else {},
+        "heads": scaling_report.heads_line(summary.get("heads")),
+        "protocols": protocol_rows(summary.get("protocols", [])),
+        "protocol_columns": PROTOCOL_COLUMNS,
+        "switcher": scaling_report.switcher_rows(switcher),
+        "scaling": scaling_report.scaling_tables(scaling),
+        "figures": draw_figures(run_dir, records, capped, metrics),
+        "samples": pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
+        "policies": POLICIES,
+        "events": events.summarise(events.read(run_dir)),
+        "config": (run_dir / "config.yaml").read_text(),
+        "versions": summary["versions"],
+        "wall_s": summary["wall_s"],
+    }
+    return render(run_dir, "report", content)
+
+
+def require_run_dir(directory: Path) -> None:
+    """Raises UserError for a directory that is no run's."""
+    if not (directory / "config.yaml").is_file():
+        raise UserError(f"{directory}: expected a run directory with config.yaml, found none")
+
+
+def render(directory: Path, template: str, content: dict[str, Any]) -> Path:
+    """`<template>.html.j2` and `.md.j2` as `report.html` and `report.md`; returns the path of the former."""
+    loader = PackageLoader("orchestrator.report", "templates")
+    html = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html.filters["data_uri"] = data_uri
+    markdown = make_environment()
+    run_files.write_text(directory / "report.md", markdown.get_template(f"{template}.md.j2").render(**content))
+    return run_files.write_text(directory / "report.html", html.get_template(f"{template}.html.j2").render(**content))
+
+
+Capped = dict[str, dict[int, list[EvaluationRecord]]]
+"""Policy → cap → records."""
+
+
+def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], capped: Capped) -> dict[str, Any]:
+    """The contents of `summary.json`."""
+    timings = run_files.read_timings(run_dir)
+    summary: dict[str, Any] = {"stages": {policy: stage_numbers(summarise(found)) for policy, found in records.items()}}
+    if "sft" in records and "rl" in records:
+        summary["length_reduction"] = length_reduction(records["sft"], records["rl"])
+    if capped:
+        summary["hard_caps"] = [
+            {"policy": policy, "cap": cap, "forced_frac": found.forced_frac, **stage_numbers(found)}
+            for policy, by_cap in capped.items()
+            for cap, found in [
+                *((cap, summarise(items)) for cap, items in by_cap.items()),
+                (None, summarise(records[policy])),
+            ]
+        ]
+    summary |= scaling_report.summary_parts(run_dir)
+    if protocols := run_files.read_json(run_dir / run_files.PROTOCOLS_FILE):
+        summary["protocols"] = protocols
+    summary["wall_s"] = sum(timings.values())
+    summary["stage_wall_s"] = timings
+    summary["versions"] = {"commit": git_commit(), **library_versions()}
+    return summary
+
+
+def stage_numbers(summary: Summary) -> dict[str, float]:
+    names = (
+        *("accuracy", "accuracy_low", "accuracy_high", "mean_tokens", "median_tokens", "p95_tokens"),
+        *("accuracy_per_1k_tokens", "truncated_frac", "unparsable_frac", "num_tasks"),
+    )
+    return {name: getattr(summary, name) for name in names}
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One sentence that says how it came out."""
+    stages = summary["stages"]
+    if "length_reduction" not in summary:
+        return "This run has not been evaluated before and after RL yet."
+    before, after = stages["sft"], stages["rl"]
+    change = 100 * (after["accuracy"] - before["accuracy"])
+    return (
+        f"RL made completions {summary['length_reduction']['ratio_of_means']:.2f} times shorter "
+        f"({before['mean_tokens']:.0f} → {after['mean_tokens']:.0f} tokens) while accuracy went from "
+        f"{before['accuracy']:.1%} to {after['accuracy']:.1%} ({change:+.1f} points)."
+    )
+
+
+def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """Base, after SFT, after RL: texts for the tables of both reports and of the terminal."""
+    rows = []
+    stages = summary["stages"]
+    for policy, numbers in stages.items():
+        shorter = stages["sft"]["mean_tokens"] / numbers["mean_tokens"] if policy == "rl" and "sft" in stages else None
+        rows.append(
+            {
+                "policy": POLICIES[policy],
+                "accuracy": f"{numbers['accuracy']:.1%}",
+                "interval": f"{numbers['accuracy_low']:.1%} – {numbers['accuracy_high']:.1%}",
+                "tokens": f"{numbers['mean_tokens']:.1f}",
+                "shorter": f"{shorter:.2f}×" if shorter else "",
+                "tasks": str(numbers["num_tasks"]),
+            }
+        )
+    return rows
+
+
+def difficulty_rows(records: dict[str, list[EvaluationRecord]]) -> dict[str, list[dict[str, str]]]:
+    """Per policy: difficulty, accuracy and mean tokens; empty when the source does not grade its tasks."""
+    levels = {policy: by_difficulty(found) for policy, found in records.items()}
+    if any(set(found) == {0} for found in levels.values()):
+        return {}
+    return {
+        POLICIES[policy]: [
+            {"difficulty": str(level), "accuracy": f"{s.accuracy:.1%}", "tokens": f"{s.mean_tokens:.1f}"}
+            for level, s in found.items()
+        ]
+        for policy, found in levels.items()
+    }
+
+
+def cap_rows(hard_caps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The hard-cap table: per policy its accuracy at each cap, without cap last."""
+    caps = list(dict.fromkeys(row["cap"] for row in hard_caps))
+    rows: dict[str, dict[Any, str]] = {}
+    for row in hard_caps:
+        rows.setdefault(POLICIES[row["policy"]], {})[row["cap"]] = f"{row['accuracy']:.1%}"
+    return {
+        "caps": ["none" if cap is None else str(cap) for cap in caps],
+        "rows": {policy: [cells.get(cap, "") for cap in caps] for policy, cells in rows.items()},
+    }
+
+
+def protocol_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Published benchmarks: texts of one line for each benchmark and policy, in the order of the benchmarks."""
+    names = list(dict.fromkeys(row["protocol"] for row in rows))
+    found = []
+    for row in sorted(rows, key=lambda row: (names.index(row["protocol"]), list(POLICIES).index(row["policy"]))):
+        cut = row["max_completion_tokens"] < row["protocol_max_completion_tokens"]
+        limit = f"{row['max_completion_tokens']:,}"
+        found.append(
+            {
+                "protocol": row["protocol"],
+                "policy": POLICIES[row["policy"]],
+                "accuracy": f"{row['accuracy']:.1%}",
+                "interval": f"{row['accuracy_low']:.1%} – {row['accuracy_high']:.1%}",
+                "tokens": f"{row['mean_tokens']:.1f}",
+                "truncated": f"{row['truncated_frac']:.1%}",
+                "tasks": str(row["num_tasks"]),
+                "runs": str(row["num_runs"]),
+                "sampling": f"T {row['temperature']:g}, top-p {row['top_p']:g}",
+                "limit": f"{limit} of {row['protocol_max_completion_tokens']:,}" if cut else limit,
+            }
+        )
+    return found
+
+
+def draw_figures(
+    run_dir: Path, records: dict[str, list[EvaluationRecord]], capped: Capped, metrics: Sequence[dict[str, Any]]
+) -> list[tuple[str, Path]]:
+    """(caption, path) of each figure that there is data for."""
+    directory = run_dir / "figures"
+    rl = [row for row in metrics if row["stage"] == "rl"]
+    sft = [row for row in metrics if row["stage"] == "sft"]
+    drawn: list[tuple[str, Path]] = []
+    if rl:
+        path = figures.draw_training(rl, directory / "training.png")
+        drawn.append(("Accuracy, reward and length over RL steps: all that was generated for each step.", path))
+    compared: dict[str, Sequence[EvaluationRecord]] = {
+        policy: records[policy] for policy in ("sft", "rl") if policy in records
+    }
+    if len(compared) == 2:
+        path = figures.draw_lengths(compared, directory / "lengths.png")
+        drawn.append(("Completion lengths on held-out tasks before and after RL.", path))
+        pairs = paired_lengths(records["sft"], records["rl"])
+        path = figures.draw_reduction(list(pairs[:, 0] / pairs[:, 1]), directory / "reduction.png")
+        drawn.append(("How many times shorter RL made the completions of each held-out task.", path))
+    if {"sft", "rl"} <= capped.keys():
+        two = {policy: capped[policy] for policy in ("sft", "rl")}
+        accuracy_at = {
+            policy: {
+                cap: (s.accuracy, s.accuracy_low, s.accuracy_high)
+                for cap, s in ((cap, summarise(items)) for cap, items in {**by_cap, 0: records[policy]}.items())
+            }
+            for policy, by_cap in two.items()
+        }
+        path = figures.draw_caps(accuracy_at, two, directory / "caps.png")
+        drawn.append(("Hard caps: each completion is cut there and made to answer.", path))
+    if records and difficulty_rows(records):
+        accuracy = {
+            policy: {level: (s.accuracy, s.accuracy_low, s.accuracy_high) for level, s in by_difficulty(found).items()}
+            for policy, found in records.items()
+        }
+        path = figures.draw_difficulty(accuracy, directory / "difficulty.png")
+        drawn.append(("Accuracy by difficulty, with 95 % intervals.", path))
+    drawn += scaling_report.draw(run_dir)
+    if rl:
+        path = figures.draw_health(rl, directory / "health.png")
+        drawn.append(
+            (
+                "Health of the run: the gap is the mean |logprob| difference of engine and learner; when it grows, they disagree.",
+                path,
+            )
+        )
+    if sft:
+        drawn.append(("SFT loss.", figures.draw_sft(sft, directory / "sft.png")))
+    if timings := run_files.read_timings(run_dir):
+        path = figures.draw_time(timings, step_parts(rl), directory / "time.png")
+        drawn.append(("Where the time went.", path))
+    return drawn
+
+
+def step_parts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean seconds of an RL step by part."""
+    if not rows:
+        return {"other": 1e-9}
+    parts = {part: sum(row[f"time/{part}_s"] for row in rows) / len(rows) for part in PARTS}
+    total = sum(row["time/step_s"] for row in rows) / len(rows)
+    return {**parts, "other": max(0.0, total - sum(parts.values()))}
+
+
+def pair_samples(run_dir: Path, policies: Sequence[str]) -> list[dict[str, Any]]:
+    """The same held-out tasks by each policy, spread over the evaluation's tasks."""
+    by_policy: dict[str, dict[str, dict[str, Any]]] = {}
+    for policy in policies:
+        by_policy[policy] = {}
+        for sample in run_files.read_evaluation_samples(run_dir, policy):
+            by_policy[policy].setdefault(sample["task_id"], sample)
+    if not by_policy:
+        return []
+    task_ids = list(next(iter(by_policy.values())))
+    stride = max(1, len(task_ids) // NUM_SAMPLE_TASKS)
+    # An odd stride walks through all difficulties when tasks are listed round-robin.
+    chosen = task_ids[:: stride + (stride + 1) % 2][:NUM_SAMPLE_TASKS]
+    return [
+        {
+            "prompt": first["prompt"],
+            "completions": {p: found[task_id] for p, found in by_policy.items() if task_id in found},
+        }
+        for task_id in chosen
+        for first in [next(found[task_id] for found in by_policy.values() if task_id in found)]
+    ]
+
+
+def data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def terminal_table(summary: dict[str, Any]) -> str:
+    """The summary for the end of a command."""
+    rows = table_rows(summary)
+    if not rows:
+        return headline(summary)
+    columns = {
+        "policy": "",
+        "accuracy": "accuracy",
+        "interval": "95 % interval",
+        "tokens": "mean tokens",
+        "shorter": "shorter",
+    }
+    lines = columns_of(rows, columns)
+    lines += ["", headline(summary), f"{rows[0]['tasks']} held-out tasks; {summary['wall_s']:.0f} s in all"]
+    if benchmarks := protocol_rows(summary.get("protocols", [])):
+        lines += ["", *columns_of(benchmarks, PROTOCOL_COLUMNS)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+PROTOCOL_COLUMNS = {
+    "protocol": "benchmark",
+    "policy": "",
+    "accuracy": "accuracy",
+    "interval": "95 % interval",
+    "tokens": "mean tokens",
+    "truncated": "cut",
+    "tasks": "tasks",
+    "runs": "runs",
+    "sampling": "sampling",
+    "limit": "token limit",
+}
+"""Of the published benchmarks: key of a row → title."""
+
+
+def columns_of(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> list[str]:
+    """Lines of text with the columns aligned, titles first."""
+    widths = {key: max(len(title), *(len(row[key]) for row in rows)) for key, title in columns.items()}
+    lines = ["  ".join(title.ljust(widths[key]) for key, title in columns.items())]
+    return lines + ["  ".join(row[key].ljust(widths[key]) for key in columns) for row in rows]

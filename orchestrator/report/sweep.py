@@ -1,0 +1,189 @@
+"""The report of a sweep: which trial is where on the way from long to short, from what the trials left behind."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.types import EvaluationRecord
+from configs.errors import UserError
+from orchestrator.record import run_files
+from orchestrator.record.metrics import Summary, length_reduction, summarise
+from orchestrator.report import sweep_figures
+from orchestrator.report.run import render
+
+MAX_ACCURACY_LOSS = 0.02
+"""What a shorter policy may lose and still be called as good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """One finished trial: records of the SFT adapter it began from and of its own, without cap and by cap."""
+
+    name: str
+    values: dict[str, Any]
+    sft: list[EvaluationRecord]
+    rl: list[EvaluationRecord]
+    sft_capped: dict[int, list[EvaluationRecord]]
+    rl_capped: dict[int, list[EvaluationRecord]]
+
+    @property
+    def accuracy_change(self) -> float:
+        return summarise(self.rl).accuracy - summarise(self.sft).accuracy
+
+    @property
+    def reduction(self) -> dict[str, float]:
+        return length_reduction(self.sft, self.rl)
+
+
+def build_sweep_report(directory: Path) -> Path:
+    """Write `report.html`, `report.md`, `summary.json` and the figures; returns the path of `report.html`.
+
+    Raises UserError for a directory that holds no sweep, ValueError for a damaged `sweep.json`.
+    """
+    sweep = read_sweep(directory)
+    results = [found for name, trial in sweep["trials"].items() if (found := read_trial(directory, name, trial))]
+    unfinished = {
+        name: trial.get("error") or "not run"
+        for name, trial in sweep["trials"].items()
+        if name not in {result.name for result in results}
+    }
+    figures = draw_figures(directory, results) if results else []
+    content = {
+        "name": directory.name,
+        "headline": headline(results, len(sweep["trials"])),
+        "axes": {key: ", ".join(map(str, values)) for key, values in sweep["axes"].items()},
+        "rows": [trial_row(result) for result in results],
+        "caps": cap_rows(results),
+        "unfinished": unfinished,
+        "figures": figures,
+    }
+    run_files.write_text(directory / "summary.json", json.dumps(summarise_sweep(results, unfinished), indent=2))
+    return render(directory, "sweep", content)
+
+
+def read_sweep(directory: Path) -> dict[str, Any]:
+    path = directory / "sweep.json"
+    if not path.is_file():
+        raise UserError(f"{directory}: expected a sweep's directory with sweep.json, found none")
+    try:
+        sweep = json.loads(path.read_text())
+        return {"axes": dict(sweep["axes"]), "trials": dict(sweep["trials"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected axes and trials, found a damaged file ({error})") from error
+
+
+def read_trial(directory: Path, name: str, trial: dict[str, Any]) -> TrialResult | None:
+    """None when the trial has no final evaluation."""
+    run_dir = directory / "trials" / name
+    sft, rl = run_files.read_records(run_dir, "sft"), run_files.read_records(run_dir, "rl")
+    if not (sft and rl):
+        return None
+    return TrialResult(
+        name=name,
+        values=trial["values"],
+        sft=sft,
+        rl=rl,
+        sft_capped=run_files.read_capped_records(run_dir, "sft"),
+        rl_capped=run_files.read_capped_records(run_dir, "rl"),
+    )
+
+
+def best_trial(results: list[TrialResult]) -> TrialResult | None:
+    """The shortest of those that lose at most two points of accuracy to SFT; None when all lose more."""
+    as_good = [result for result in results if result.accuracy_change >= -MAX_ACCURACY_LOSS]
+    return max(as_good, key=lambda result: result.reduction["ratio_of_means"], default=None)
+
+
+def headline(results: list[TrialResult], num_trials: int) -> str:
+    done = f"{len(results)} of {num_trials} trials are done."
+    best = best_trial(results)
+    if best is None:
+        return f"{done} No trial is within {100 * MAX_ACCURACY_LOSS:.0f} points of the SFT adapter's accuracy."
+    return (
+        f"{done} {best.name} is {best.reduction['ratio_of_means']:.2f} times shorter than the SFT adapter at "
+        f"{100 * best.accuracy_change:+.1f} points of accuracy: the shortest that loses at most "
+        f"{100 * MAX_ACCURACY_LOSS:.0f}."
+    )
+
+
+def trial_row(result: TrialResult) -> dict[str, str]:
+    summary, reduction = summarise(result.rl), result.reduction
+    return {
+        "name": result.name,
+        "accuracy": f"{summary.accuracy:.1%}",
+        "interval": f"{summary.accuracy_low:.1%} – {summary.accuracy_high:.1%}",
+        "change": f"{100 * result.accuracy_change:+.1f}",
+        "mean": f"{summary.mean_tokens:.1f}",
+        "median": f"{summary.median_tokens:.0f}",
+        "p95": f"{summary.p95_tokens:.0f}",
+        "shorter": f"{reduction['ratio_of_means']:.2f}×",
+        "per_task": f"{reduction['per_task_mean']:.2f} ± {reduction['per_task_se']:.2f}",
+        "per_1k": f"{summary.accuracy_per_1k_tokens:.1f}",
+        "unparsable": f"{summary.unparsable_frac:.1%}",
+    }
+
+
+def cap_rows(results: list[TrialResult]) -> dict[str, Any]:
+    """The hard-cap table: accuracy by cap, SFT first. Empty when nothing was evaluated under caps."""
+    caps = sorted({cap for result in results for cap in result.rl_capped})
+    if not caps:
+        return {}
+    named = [("after SFT", results[0].sft, results[0].sft_capped)]
+    named += [(result.name, result.rl, result.rl_capped) for result in results]
+    rows = []
+    for name, uncapped, capped in named:
+        cells = [summarise(capped[cap]) if cap in capped else None for cap in caps]
+        rows.append({"name": name, "cells": [percent(cell) for cell in [*cells, summarise(uncapped)]]})
+    return {"caps": caps, "rows": rows}
+
+
+def percent(summary: Summary | None) -> str:
+    return "" if summary is None else f"{summary.accuracy:.1%}"
+
+
+def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> dict[str, Any]:
+    """The contents of `summary.json`."""
+    best = best_trial(results)
+    return {
+        "best": best.name if best else None,
+        "trials": {
+            result.name: {
+                "values": result.values,
+                "accuracy": summarise(result.rl).accuracy,
+                "mean_tokens": summarise(result.rl).mean_tokens,
+                "sft_accuracy": summarise(result.sft).accuracy,
+                "sft_mean_tokens": summarise(result.sft).mean_tokens,
+                "length_reduction": result.reduction,
+                "hard_caps": {str(cap): summarise(found).accuracy for cap, found in result.rl_capped.items()},
+            }
+            for result in results
+        },
+        "unfinished": unfinished,
+    }
+
+
+def draw_figures(directory: Path, results: list[TrialResult]) -> list[tuple[str, Path]]:
+    """(caption, path) of each."""
+    folder = directory / "figures"
+    points = {"after SFT": curve(results[0].sft, results[0].sft_capped)}
+    points |= {result.name: curve(result.rl, result.rl_capped) for result in results}
+    lengths = {"after SFT": results[0].sft} | {result.name: result.rl for result in results}
+    reductions = {result.name: result.reduction for result in results}
+    return [
+        (
+            "Length against accuracy: each trial without cap (large) and under its hard caps (small). "
+            "The line is the frontier: nothing is both shorter and more often right.",
+            sweep_figures.draw_frontier(points, folder / "frontier.png"),
+        ),
+        ("Completion lengths on held-out tasks, cumulative.", sweep_figures.draw_cdfs(lengths, folder / "lengths.png")),
+        (
+            "How many times shorter than SFT, task by task: mean and standard error over tasks.",
+            sweep_figures.draw_reductions(reductions, folder / "reduction.png"),
+        ),
+    ]
+
+
+def curve(uncapped: list[EvaluationRecord], capped: dict[int, list[EvaluationRecord]]) -> list[tuple[float, float]]:
+    """(mean tokens, accuracy) under each cap, and last without."""
+    return [(summary.mean_tokens, summary.accuracy) for summary in map(summarise, [*capped.values(), uncapped])]
