@@ -23,7 +23,7 @@ from actors.engine_arguments import engine_arguments, set_environment
 from actors.engine_log import read_cause
 from actors.hidden_states import WANTED, StateReader, Wanted
 from actors.owned_directory import OwnedDirectory, children_shared_memory
-from actors.types import AdapterRef
+from actors.types import AdapterRef, Sampling
 from configs.schema.run import EngineSection, ModelSection
 
 T = TypeVar("T")
@@ -31,23 +31,6 @@ MEMORY = Path("/dev/shm")
 """Where adapters are written, if it is there: they are read back at once and thrown away."""
 LOOK_EVERY_S = 1.0
 """Whether the engine's process lives, while it is waited for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to sample. `logprobs` come back at this temperature."""
-
-    temperature: float
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int
-    ignore_end: bool = False
-    """Go on to `max_tokens` whatever is sampled (measuring)."""
-    seed: int | None = None
-    """Of a request: completion i is sampled with `seed + i`, and nothing is taken from the cache of prompts. In an
-    engine that is `deterministic` its tokens and logprobs depend on nothing else. None: sampled as it comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -184,7 +184,8 @@ class LearnerRank:
             "train/learning_rate": rate,
             "time/update_s": maxima[1],
         }
-        return UpdateResult(policy_version=self._version, metrics=metrics)
+        gap, kl = total["gap"] / num_loss_tokens, total["kl"] / num_loss_tokens
+        return UpdateResult(policy_version=self._version, metrics=metrics, logprob_gap=gap, kl=kl)
 
     def publish(self) -> tuple[AdapterRef, bytes]:
         """The policy adapter, packed, in the base's dtype: what the policy computes with. Empty bytes but on rank 0."""

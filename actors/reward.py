@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from actors.scaling import group_answers
 from actors.scoring_process import ANSWER_VERIFIER, Scorer
-from actors.types import Completion, Prompt, Rollout, Task
+from actors.types import Completion, Prompt, Request, Rollout, Sample, Task
 from configs.schema.run import RewardSection
 from rewards.base import AnswerVerdict, Outcome, RewardResult
 from rewards.length.registry import LengthInputs, LengthState, score_group
@@ -30,22 +30,15 @@ class RewardActor:
         """Answers whatever the scoring process does."""
 
     def score_group(
-        self,
-        task: Task,
-        prompt: Prompt,
-        completions: Sequence[Completion],
-        step: int = 0,
-        state: LengthState = NO_MEMORY,
-    ) -> tuple[Rollout, ...]:
-        """The completions of one prompt, scored, in their order.
-
-        `step` is the RL step that asks for it and `state` what length rewards remember of the task: some depend on
-        them.
+        self, request: Request, completions: Sequence[Completion]
+    ) -> tuple[Rollout, ...] | tuple[Sample, ...]:
+        """The completions of one request, scored, in their order; as rollouts or as samples, whichever it asks for.
 
         A completion whose verification overruns `reward.deadline_s` gets TIMEOUT, one that ends its process
         CRASHED; both earn what a wrong answer earns. Raises ValueError for a prompt of another task and for a
         reference answer that cannot be parsed.
         """
+        task, prompt = request.task, request.prompt
         if prompt.task_id != task.task_id:
             raise ValueError(f"expected a prompt of task {task.task_id}, got one of {prompt.task_id}")
         try:
@@ -53,9 +46,10 @@ class RewardActor:
         except ValueError as error:
             raise ValueError(f"task {task.task_id}: {error}") from error
         is_correct = [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
-        inputs = length_inputs(prompt, completions, is_correct, self._config.span, step, state)
+        state = request.length_state
+        inputs = length_inputs(prompt, completions, is_correct, self._config.span, request.step, state)
         scores = score_group(inputs, self._config)
-        return tuple(
+        rollouts = tuple(
             Rollout(
                 prompt=prompt,
                 completion=completion,
@@ -65,6 +59,7 @@ class RewardActor:
             )
             for completion, verdict, score in zip(completions, verdicts, scores, strict=True)
         )
+        return rollouts if request.returns == "rollouts" else tuple(rollout.sample for rollout in rollouts)
 
     def group_answers(self, answers_of_tasks: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
         """Classes of mathematical equality among the answers of each task, as `actors.scaling.group_answers` has them.

@@ -2,7 +2,9 @@
 
 A task becomes a prompt, G completions, G rewards, one group, and with other groups one batch:
 
-    Task ─► Prompt ─► Completion ×G ─► RewardResult ×G ─► RolloutGroup ─► TrainBatch ─► UpdateResult
+    Task ─► Prompt ─► Request ─► Completion ×G ─► Rollout ×G ─► RolloutGroup ─► TrainBatch ─► UpdateResult
+
+An evaluation sends the same requests and gets `Sample`s in place of rollouts: what people read, without tokens.
 
 Letters: P prompt tokens, T completion tokens, G group size. Token ids are int32, logprobs float32 (natural
 log, at the sampling temperature), and index t scores token t.
@@ -14,6 +16,13 @@ from typing import Literal
 import numpy as np
 
 from rewards.base import RewardResult
+from rewards.length.state import NO_MEMORY, LengthState
+
+BASE_VERSION = -1
+"""Stands for a policy version where no adapter is on."""
+BASE, REASONING, SWITCHED = "base", "reasoning", "switched"
+MODES = (BASE, REASONING, SWITCHED)
+"""How a request is answered: without the adapter, with it, or as the switcher decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +99,105 @@ class HardCap:
     """Generated at most, after the forced text"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample. `logprobs` come back at this temperature."""
+
+    temperature: float
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int
+    ignore_end: bool = False
+    """Go on to `max_tokens` whatever is sampled (measuring)."""
+    seed: int | None = None
+    """Of a request: completion i is sampled with `seed + i`, and nothing is taken from the cache of prompts. In an
+    engine that is `deterministic` its tokens and logprobs depend on nothing else. None: sampled as it comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What to read off the hidden states while a prompt is inferred. With heads loaded, scores are made of it.
+
+    Example: `Reads(chunk_tokens=128, ema_alpha=0.5, verification_prompt="?", completions=True)`: verifier scores only.
+    """
+
+    chunk_tokens: int
+    """With `ema_alpha`: how a prompt's states are pooled."""
+    ema_alpha: float
+    verification_prompt: str
+    """Appended to a completion before its last state is read."""
+    prompt: bool = False
+    """Pool the prompt's states, for the switcher."""
+    completions: bool = False
+    """The last state of each completion, for the verifier."""
+    keeps_states: bool = False
+    """Bring the states themselves back, for training heads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """Everything needed to complete one prompt and to score the completions, twice if it must be.
+
+    Example: `Request(request_id=7, task=task, prompt=prompt, n=8, sampling=sampling, version=3)` asks for a training
+    group by adapter version 3.
+    """
+
+    request_id: int
+    """The group's place in the stream of training, or the caller's own number"""
+    task: Task
+    prompt: Prompt
+    n: int
+    """Completions; 0 only reads the prompt, and nothing is scored"""
+    sampling: Sampling
+    version: int
+    """Adapter of reasoning mode; `BASE_VERSION` is none"""
+    mode: str = REASONING
+    """One of `MODES`"""
+    reads: Reads | None = None
+    cap: HardCap | None = None
+    returns: Literal["rollouts", "samples"] = "rollouts"
+    """Completions scored with all their tokens, for training, or what people read of them"""
+    step: int = 0
+    """RL steps done; with `length_state`, for length rewards that depend on them"""
+    length_state: LengthState = NO_MEMORY
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rollout:
     """A scored completion."""
 
     prompt: Prompt
     completion: Completion
+    reward: RewardResult
+
+    @property
+    def sample(self) -> "Sample":
+        """What people read of it."""
+        completion = self.completion
+        return Sample(
+            text=completion.text,
+            num_tokens=completion.num_tokens,
+            num_forced_tokens=int(completion.forced.sum()),
+            finish_reason=completion.finish_reason,
+            policy_version=completion.policy_version,
+            adapter_sha256=completion.adapter_sha256,
+            reward=self.reward,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A scored completion as evaluation keeps it: its text and counts, without tokens and logprobs."""
+
+    text: str
+    num_tokens: int
+    """Forced ones included"""
+    num_forced_tokens: int
+    finish_reason: str
+    policy_version: int
+    adapter_sha256: str
     reward: RewardResult
 
 
@@ -128,9 +230,9 @@ class DroppedGroup:
 
     group_id: int
     reason: str
-    """`constant`, `stale` or `lost`"""
+    """`constant`"""
     rollouts: tuple[Rollout, ...]
-    """What it held: it still counts in the metrics of what was generated. Empty when lost."""
+    """What it held: it still counts in the metrics of what was generated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -213,6 +315,10 @@ class UpdateResult:
     """Optimiser steps applied to the policy so far."""
     metrics: dict[str, float]
     """`train/loss`, `train/grad_norm`, `rollout/logprob_gap_mean`, …"""
+    logprob_gap: float = 0.0
+    """Mean |engine's logprob − learner's| over the step's tokens, in nats; 0 in SFT"""
+    kl: float = 0.0
+    """Mean KL to the reference, in nats per token; 0 without a reference"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,34 +331,12 @@ class AdapterRef:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reads:
-    """What to read off the hidden states while a prompt is inferred. With heads loaded, scores are made of it.
-
-    Example: `Reads(chunk_tokens=128, ema_alpha=0.5, verification_prompt="?", completions=True)`: verifier scores only.
-    """
-
-    chunk_tokens: int
-    """With `ema_alpha`: how a prompt's states are pooled."""
-    ema_alpha: float
-    verification_prompt: str
-    """Appended to a completion before its last state is read."""
-    prompt: bool = False
-    """Pool the prompt's states, for the switcher."""
-    completions: bool = False
-    """The last state of each completion, for the verifier."""
-    keeps_states: bool = False
-    """Bring the states themselves back, for training heads."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inference:
-    """One prompt, inferred: how it was done, what came, what the heads say."""
+    """How one request was answered, and what the heads say; its completions go their own way."""
 
     mode: str
     """`base` or `reasoning`, as asked for or as the switcher chose"""
-    completions: tuple[Completion, ...]
-    """`[N]`, each with the adapter's version and hash"""
     switcher_score: float | None
     """Probability that the prompt needs reasoning; None when the prompt was not read, or without heads"""
     verifier_scores: tuple[float, ...] | None

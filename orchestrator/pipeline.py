@@ -14,8 +14,8 @@ import ray
 from actors import adapters, files
 from actors.heads import HEADS_FILE
 from actors.learner_group import LearnerLost
-from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer, stop_token_ids
+from actors.types import BASE_VERSION
 from configs.errors import UserError
 from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.models import is_hub_name
@@ -24,7 +24,7 @@ from orchestrator.cluster.cluster import start_cluster
 from orchestrator.cluster.dispatcher import is_lost_object
 from orchestrator.data.prompts import held_out_prompts, make_cap
 from orchestrator.data.sft_rows import RowCheck, SftRows
-from orchestrator.evaluation.evaluate import evaluate, evaluate_caps
+from orchestrator.evaluation.evaluate import evaluate, evaluate_caps, make_record, sample_rows
 from orchestrator.evaluation.protocols import evaluate_protocols, is_complete
 from orchestrator.evaluation.test_time import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.record import checkpoint, run_files
@@ -43,6 +43,7 @@ from orchestrator.record.tracking import Tracker, start_tracker
 from orchestrator.report.run import build_report
 from orchestrator.rl.probe import prove_cap_holds
 from orchestrator.stage import Stage
+from orchestrator.stages import STAGES
 from orchestrator.stages.base_model import base_model_path, for_actors, native_base
 from orchestrator.stages.export import export, is_exported
 from orchestrator.stages.heads import fit_heads
@@ -52,12 +53,11 @@ from orchestrator.tools.plan import check_fetched_model, check_hub, check_model
 
 log = logging.getLogger(__name__)
 
-STAGES = ("sft", "rl", "heads", "evaluate", "protocols", "export")
 EVALUATED = ("base", "sft", "rl")
 FREE_SETTINGS = (
     *("cluster.", "tracking.", "evaluation.", "scaling.", "protocols.", "export."),
     *("run.dir", "run.mirror", "run.keep_"),
-    "rollout.generate_timeout_s",
+    *("rollout.generate_timeout_s", "learner.call_timeout_s"),
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),
 )
 """What may change between two calls on one run directory without making its files lie: keys or their beginnings."""
@@ -247,10 +247,12 @@ def run_evaluation(stage: Stage) -> None:
     if caps:
         prove_cap_holds(stage.cluster, caps[0], prompts[0][1], BASE_VERSION)
     policies = load_policies(stage)
+    dispatcher = stage.cluster.make_evaluation_dispatcher()
     for policy, (version, _) in policies.items():
-        records, groups = evaluate(stage.cluster, prompts, config.evaluation, version)
-        capped = evaluate_caps(stage.cluster, [task for task, _ in prompts], groups, config.evaluation, caps)
-        samples = run_files.write_evaluation(config.run_dir, policy, records, groups, stage.prompt_text, capped)
+        finished = evaluate(dispatcher, prompts, config.evaluation, version)
+        records, samples = [make_record(one) for one in finished], sample_rows(finished, stage.prompt_text)
+        capped = evaluate_caps(dispatcher, finished, caps)
+        run_files.write_evaluation(config.run_dir, policy, records, samples, capped)
         stage.tracker.log_table(samples, f"samples/{policy}")
         stage.tracker.log_metrics(as_metrics(f"eval/{policy}", summarise(records)), step=0)
         for cap, found in run_files.read_capped_records(config.run_dir, policy).items():

@@ -31,11 +31,12 @@ import ray
 from configs.load import ConfigError, dump_config, load_config, split_axes
 from configs.schema.run import RunConfig
 from orchestrator.cluster.cluster import connect
-from orchestrator.pipeline import STAGES, is_done
+from orchestrator.pipeline import is_done
 from orchestrator.record import checkpoint
 from orchestrator.record.run_files import SWEEP_LOCK_FILE, sole_writer, write_text
 from orchestrator.record.tracking import Tracker, start_tracker, tracking_uri
 from orchestrator.report.sweep import build_sweep_report, read_sweep
+from orchestrator.stages import STAGES
 
 log = logging.getLogger(__name__)
 

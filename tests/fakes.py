@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.types import AdapterRef, Completion, Prompt, Rollout, RolloutGroup, Task
+from actors.types import AdapterRef, Completion, Inference, Prompt, Request, Rollout, RolloutGroup, Sampling, Task
 from orchestrator.cluster.actor_pool import ActorPool
-from orchestrator.cluster.dispatcher import GroupRequest
+from orchestrator.cluster.dispatcher import Finished
 from rewards.base import Outcome, RewardResult
 
 
@@ -65,13 +65,13 @@ class FakeDispatcher:
     """
 
     def __init__(self, rewards_of=lambda group_id: (0.0, 1.0), finish=min, sha256="a" * 64):
-        self.requests: list[GroupRequest] = []
+        self.requests: list[Request] = []
         self.submitted: list[tuple[int, int]] = []
         self._rewards_of, self._finish, self._sha256 = rewards_of, finish, sha256
 
-    def submit(self, request: GroupRequest) -> None:
+    def submit(self, request: Request) -> None:
         self.requests.append(request)
-        self.submitted.append((request.group_id, request.policy_version))
+        self.submitted.append((request.request_id, request.version))
 
     def num_in(self, stage: str) -> int:
         return len(self.requests) if stage == "generate" else 0
@@ -79,12 +79,39 @@ class FakeDispatcher:
     def describe_waiting(self) -> str:
         return f"{len(self.requests)} groups in generate"
 
-    def wait(self) -> list[tuple[GroupRequest, RolloutGroup]]:
-        group_id = self._finish(request.group_id for request in self.requests)
-        request = next(r for r in self.requests if r.group_id == group_id)
+    def wait(self) -> list[Finished]:
+        group_id = self._finish(request.request_id for request in self.requests)
+        request = next(r for r in self.requests if r.request_id == group_id)
         self.requests.remove(request)
-        rewards = self._rewards_of(group_id)
-        return [(request, make_group(rewards, group_id, request.policy_version, self._sha256))]
+        group = make_group(self._rewards_of(group_id), group_id, request.version, self._sha256)
+        return [make_finished(request, group.rollouts)]
+
+
+def make_request(prompt: Prompt | None = None, **settings: Any) -> Request:
+    """By adapter 7, three completions, unless `settings` say otherwise."""
+    index = settings.pop("request_id", 0)
+    settings = {"n": 3, "sampling": Sampling(temperature=1.0, max_tokens=4), "version": 7, **settings}
+    return Request(request_id=index, task=make_task(index), prompt=prompt or make_prompt(index), **settings)
+
+
+def make_inference(mode: str = "reasoning") -> Inference:
+    return Inference(
+        mode=mode,
+        switcher_score=None,
+        verifier_scores=None,
+        prompt_state=None,
+        completion_states=None,
+        prefill_s=0.0,
+        switch_s=0.0,
+        generate_s=0.0,
+        verify_s=0.0,
+    )
+
+
+def make_finished(request: Request, scored: Sequence[Any]) -> Finished:
+    return Finished(
+        request=request, inference=make_inference(request.mode), completions=None, scored=tuple(scored), seconds=0.0
+    )
 
 
 def make_actor_pool(role: str, make: Callable[[int], Any], size: int, **settings: Any) -> ActorPool:

@@ -56,6 +56,7 @@ RULES: dict[str, Rule] = {
     "rollout.min_p": (f"0 {_UNTRUNCATED}", lambda value: value == 0),
     "rollout.max_logprob_gap": POSITIVE,
     "rollout.generate_timeout_s": POSITIVE,
+    "learner.call_timeout_s": POSITIVE,
     "engine.num_gpus": NOT_NEGATIVE,
     "engine.num_cpus": NOT_NEGATIVE,
     "engine.num_threads": COUNT,

@@ -16,7 +16,9 @@ class TaskSource:
     preset: Literal["none", "gsm8k", "math500", "svamp", "addsub", "aime", "amc", "mmlu", "gpqa", "strategyqa"] = "none"
     """Fills the fields below that are left at their defaults."""
     subset: str = ""
+    """Of a hub dataset: its configuration; empty: the only one."""
     split: str = "train"
+    """Of a hub dataset."""
     rows_field: str = ""
     """Of a .json file that holds one object: the field with the rows."""
     question_template: str = "{question}"
@@ -28,11 +30,13 @@ class TaskSource:
     labels: tuple[str, ...] = ()
     """Answers are one of these words rather than mathematics; for yes-or-no questions yes, no."""
     answer_field: str = "answer"
+    """Where a row has its reference answer; dots name nested fields."""
     answer_pattern: str = ""
     """Regular expression with one group, searched in the answer field; the last match counts. Empty: all of it."""
     budget_field: str = ""
     """Row field with the task's own budget in tokens, instead of a bucket; rows without a value get a bucket."""
     system_prompt: str = ""
+    """Put before the question as a system turn; empty: none."""
     num_tasks: int = 0
     """Use the first so many rows; 0 is all of them (arithmetic: endless)."""
     difficulties: tuple[int, ...] = (1, 2, 3, 4)
@@ -48,9 +52,13 @@ class SftSource:
     source: str = ARITHMETIC
     """As for tasks; `arithmetic` writes traces for its own tasks."""
     preset: Literal["none", "openthoughts3", "mixture_of_thoughts", "gsm8k"] = "none"
+    """Field names of a public dataset; settings that are given beside it win."""
     subset: str = ""
+    """Of a hub dataset: its configuration; empty: the only one."""
     split: str = "train"
+    """Of a hub dataset."""
     layout: Literal["prompt_completion", "messages"] = "prompt_completion"
+    """Whether a row has a prompt and a completion, or one list of turns."""
     prompt_template: str = "{prompt}"
     """Of row fields; layout `prompt_completion`."""
     completion_template: str = "{completion}"
@@ -58,6 +66,7 @@ class SftSource:
     messages_field: str = "messages"
     """Layout `messages`: a list of turns, as role/content or from/value; only assistant tokens are trained on."""
     system_prompt: str = ""
+    """Put before the question as a system turn; empty: none."""
     num_rows: int = 0
     """Use the first so many rows; 0 is all of them (arithmetic: one per row that training asks for)."""
     verbosity: tuple[float, ...] = (0.6, 0.8, 1.0)

@@ -35,10 +35,13 @@ class HeadsSection:
     ema_alpha: float = 0.5
     """… in which the newest chunk has this weight."""
     switcher_dropout: float = 0.2
+    """Of the switcher's hidden layer, in training."""
     switcher_noise: float = 0.5
     """Standard deviation of the noise on standardised features in training."""
     learning_rate: float = 1e-3
+    """Of both heads (AdamW)."""
     weight_decay: float = 1e-2
+    """Of both heads."""
     num_epochs: int = 30
     """The epoch with the lowest validation loss is kept."""
 
@@ -56,7 +59,9 @@ class ScalingSection:
     num_draws: int = 20
     """Draws of N out of the samples; results are their mean and standard deviation."""
     temperature: float = 0.7
+    """Completions are sampled at it."""
     top_p: float = 1.0
+    """Nucleus that completions are sampled from; 1 is everything."""
     caps_tokens: tuple[int, ...] = ()
     """Hard caps to evaluate at as well, on the same completions."""
     num_timed_tasks: int = 4

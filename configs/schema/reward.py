@@ -47,6 +47,7 @@ class LcpoSection:
     delta: float = 0.5
     """`lcpo_max`: the factor exactly at the target."""
     target_tokens: int = 0
+    """Length to meet; 0: the task's budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class KimiSection:
     """Place between the group's shortest and longest (Kimi k1.5, arXiv 2501.12599)."""
 
     weight: float = 1.0
+    """Of the length term beside accuracy."""
     warmup_steps: int = 0
     """Optimiser steps without the length term."""
 
@@ -83,9 +85,11 @@ class HapoSection:
     """Length against the task's right answers of earlier steps (arXiv 2505.11225)."""
 
     weight: float = 1.0
+    """Of the length term beside accuracy."""
     history: Literal["shortest", "mean"] = "shortest"
     """Which length of the earlier right answers is the yardstick."""
     form: Literal["cosine", "linear"] = "cosine"
+    """How the term falls with the length over the shortest right completion so far."""
     tolerance_frac: float = 0.1
     """`linear`: so far beyond the yardstick nothing is lost."""
 
@@ -95,6 +99,7 @@ class ThinkPruneSection:
     """A limit that gets tighter as training goes on (arXiv 2504.01296)."""
 
     limit_tokens: int = 0
+    """Completions beyond it earn nothing; 0: the task's budget."""
     limit_fracs: tuple[float, ...] = (1.0, 0.75, 0.5)
     """Of the limit, one per round; the last one stays."""
     steps_per_round: int = 100
@@ -106,6 +111,7 @@ class DlerSection:
     """Nothing beyond the limit (arXiv 2510.15110)."""
 
     limit_tokens: int = 0
+    """Completions beyond it earn nothing; 0: the task's budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,9 @@ class LaserSection:
     """A bonus for right answers within a limit (arXiv 2505.15612)."""
 
     limit_tokens: int = 0
+    """Up to it a right completion earns the bonus; 0: the task's budget."""
     bonus: float = 0.5
+    """Of a right completion within the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +143,7 @@ class LaserDSection:
     limit_tokens: int = 0
     """The longest limit, of every tier until it has been measured."""
     bonus: float = 0.5
+    """Of a right completion within its tier's limit."""
     pay_long_wrong: bool = False
     """LASER-DE: wrong answers earn the bonus for being longer than the limit, to keep them exploring."""
     refresh_every_steps: int = 20
@@ -172,10 +181,15 @@ class CosineSection:
     """From one reward at length 0 to another at the limit, along half a cosine (arXiv 2502.03373)."""
 
     limit_tokens: int = 0
+    """Where the curve ends; 0: the task's budget."""
     correct_short: float = 2.0
+    """Reward of a right completion of no length …"""
     correct_long: float = 1.0
+    """… and at the limit."""
     wrong_short_penalty: float = 10.0
+    """Taken off for a wrong completion of no length …"""
     wrong_long_penalty: float = 0.0
+    """… and at the limit."""
     overflow_penalty: float = 10.0
     """Beyond the limit or cut, right or wrong."""
 
@@ -185,6 +199,7 @@ class GroupRelativeSection:
     """Reward divided by length over the group's mean (GR3, arXiv 2603.10535)."""
 
     alpha: float = 0.33
+    """How strongly length counts against the group's."""
     scale_by_pass_rate: bool = False
     """alpha times the group's share of right answers: hard tasks lose less for length (as in ALP, arXiv 2506.05256)."""
 
@@ -216,3 +231,4 @@ class RewardSection:
     deadline_s: float = 5.0
     """Per completion; past it the scoring process is killed."""
     num_actors: int = 1
+    """Reward actors, each with a scoring process of its own."""

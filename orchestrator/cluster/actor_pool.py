@@ -58,6 +58,8 @@ class ActorPool:
         self._make, self._start, self._is_current, self._ping = make, start, is_current, ping
         self._start_timeout_s, self._max_losses = start_timeout_s, max_losses
         self._heartbeat_timeout_s, self._on_loss = heartbeat_timeout_s, on_loss
+        self.load: Counter[int] = Counter()
+        """Calls in flight of each actor, counted by those who make them."""
         self._num_losses = 0
         self._failed_starts: Counter[int] = Counter()
         self._handles: list[Any] = [make(index) for index in range(size)]
@@ -82,6 +84,10 @@ class ActorPool:
     def serving(self) -> list[int]:
         """Indices of the actors that can be called."""
         return [index for index in range(len(self._handles)) if index not in self._starting]
+
+    def least_loaded(self) -> int:
+        """Index of the serving actor with the fewest calls in flight. Raises ValueError when none serves."""
+        return min(self.serving, key=lambda index: self.load[index])
 
     @property
     def num_replacing(self) -> int:

@@ -1,9 +1,20 @@
 """Where actors go: a placement group per role, or one of pairs when engines and learner ranks share GPUs."""
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from configs.schema.run import RunConfig
+from orchestrator.cluster.nodes import nodes_of
 
+log = logging.getLogger(__name__)
+
+REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
 PAIRS = "engine with learner rank"
 """The role of bundles that hold one of each."""
@@ -51,3 +62,48 @@ def _bundle(num_cpus: float, num_gpus: float) -> dict[str, float]:
 
 def totals(resources: dict[str, float]) -> dict[str, float]:
     return {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
+
+
+class Reservation:
+    """The placement groups of a run, all of them placed, and the actors in them."""
+
+    def __init__(self, config: RunConfig, environment: Mapping[str, str]):
+        """Blocks until everything is placed; `environment`: variables of every actor.
+
+        Raises RuntimeError after `cluster.start_timeout_s`, with what was asked for and what the cluster has.
+        """
+        self._environment, self._timeout_s = environment, config.cluster.start_timeout_s
+        self._started_s = time.monotonic()
+        self._groups = {role: placement_group(bundles, strategy) for role, bundles, strategy in placements(config)}
+        for role, group in self._groups.items():
+            self._await(role, group)
+
+    @property
+    def node_ids(self) -> list[str]:
+        return nodes_of(self._groups.values())
+
+    def actor(self, cls: type, role: str, index: int, options: dict[str, Any], num_threads: int) -> Any:
+        """A Ray actor class whose actor goes into bundle `index` of the role."""
+        group = self._groups[role] if role in self._groups else self._groups[PAIRS]
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        # Ray would set one thread per actor; the arithmetic wants what the config says.
+        variables = {"HF_HUB_DISABLE_TELEMETRY": "1", **self._environment, "OMP_NUM_THREADS": str(num_threads)}
+        return ray.remote(scheduling_strategy=strategy, runtime_env={"env_vars": variables}, **options)(cls)
+
+    def release(self) -> None:
+        for group in self._groups.values():
+            remove_placement_group(group)
+
+    def _await(self, role: str, group: PlacementGroup) -> None:
+        ready, last_report = group.ready(), time.monotonic()
+        while not ray.wait([ready], timeout=1.0)[0]:
+            waited = time.monotonic() - self._started_s
+            text = (
+                f"{role} asked for {group.bundle_specs}; the cluster has {totals(ray.cluster_resources())}, "
+                f"free {totals(ray.available_resources())}"
+            )
+            if waited > self._timeout_s:
+                raise RuntimeError(f"no placement after {waited:.0f} s (cluster.start_timeout_s): {text}")
+            if time.monotonic() - last_report > REPORT_WAITING_S:
+                last_report = time.monotonic()
+                log.info("waiting for placement, %.0f s: %s", waited, text)

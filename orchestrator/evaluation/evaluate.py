@@ -5,101 +5,100 @@ compared pair by pair, and a cap costs no more than the answers it forces.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from actors.engine import Sampling
-from actors.inference import BASE, REASONING
-from actors.rollout import BASE_VERSION
-from actors.types import EvaluationRecord, HardCap, Prompt, RolloutGroup, Task
+from actors.types import (
+    BASE,
+    BASE_VERSION,
+    REASONING,
+    EvaluationRecord,
+    HardCap,
+    Prompt,
+    Reads,
+    Request,
+    Sampling,
+    Task,
+)
 from configs.schema.run import EvaluationSection
-from orchestrator.cluster.cluster import Cluster
-from orchestrator.cluster.inference_pool import InferenceRequest, Inferred
+from orchestrator.cluster.dispatcher import Dispatcher, Finished
+from orchestrator.record.run_files import PromptText, sample_row
 from rewards.base import Outcome
 
 
 def evaluate(
-    cluster: Cluster,
-    prompts: Sequence[tuple[Task, Prompt]],
-    config: EvaluationSection,
-    version: int,
-) -> tuple[list[EvaluationRecord], list[RolloutGroup]]:
-    """Complete and score every prompt; records and groups in the order of `prompts`.
+    dispatcher: Dispatcher, prompts: Sequence[tuple[Task, Prompt]], config: EvaluationSection, version: int
+) -> list[Finished]:
+    """Complete and score every prompt, in the order of `prompts`.
 
     `version` is an adapter that every engine has loaded, or -1 for the base.
     """
-    finished = cluster.make_inference_pool().run(make_requests(prompts, config, version))
-    groups = [
-        RolloutGroup(group_id=index, task_id=inferred.request.task.task_id, rollouts=inferred.rollouts)
-        for index, inferred in enumerate(finished)
-    ]
-    return [make_record(inferred) for inferred in finished], groups
+    return dispatcher.run(make_requests(prompts, config, version))
 
 
-def make_requests(
-    prompts: Sequence[tuple[Task, Prompt]], config: EvaluationSection, version: int
-) -> list[InferenceRequest]:
+def make_requests(prompts: Sequence[tuple[Task, Prompt]], config: EvaluationSection, version: int) -> list[Request]:
+    sampling = Sampling(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_completion_tokens)
     return [
-        InferenceRequest(
+        Request(
+            request_id=index,
             task=task,
             prompt=prompt,
             n=config.samples_per_task,
-            sampling=make_sampling(config),
+            sampling=sampling,
             version=version,
-            mode=mode_of(version),
+            mode=BASE if version == BASE_VERSION else REASONING,
+            returns="samples",
         )
-        for task, prompt in prompts
+        for index, (task, prompt) in enumerate(prompts)
+    ]
+
+
+def prompt_requests(prompts: Sequence[tuple[Task, Prompt]], reads: Reads) -> list[Request]:
+    """Requests that read what the base makes of the prompts and generate nothing."""
+    nothing = Sampling(temperature=0.0, max_tokens=1)
+    return [
+        Request(
+            request_id=index,
+            task=task,
+            prompt=prompt,
+            n=0,
+            sampling=nothing,
+            version=BASE_VERSION,
+            mode=BASE,
+            reads=reads,
+            returns="samples",
+        )
+        for index, (task, prompt) in enumerate(prompts)
     ]
 
 
 def evaluate_caps(
-    cluster: Cluster,
-    tasks: Sequence[Task],
-    groups: Sequence[RolloutGroup],
-    config: EvaluationSection,
-    caps: Sequence[HardCap],
+    dispatcher: Dispatcher, drafts: Sequence[Finished], caps: Sequence[HardCap]
 ) -> list[EvaluationRecord]:
-    """The completions of `groups`, one group a task as `evaluate` returns them, under each cap in turn."""
-    requests = [
-        InferenceRequest(
-            task=task,
-            prompt=group.rollouts[0].prompt,
-            n=len(group.rollouts),
-            sampling=make_sampling(config),
-            version=group.policy_version,
-            mode=mode_of(group.policy_version),
-            cap=cap,
-            drafts=tuple(rollout.completion for rollout in group.rollouts),
-        )
-        for cap in caps
-        for task, group in zip(tasks, groups, strict=True)
-    ]
-    return [make_record(inferred) for inferred in cluster.make_inference_pool().run(requests)]
+    """The completions of `drafts` under each cap in turn. They go from engine to engine, not through the driver."""
+    capped = [replace(draft.request, cap=cap) for cap in caps for draft in drafts]
+    return [make_record(finished) for finished in dispatcher.run(capped, [*drafts] * len(caps))]
 
 
-def make_sampling(config: EvaluationSection) -> Sampling:
-    return Sampling(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_completion_tokens)
-
-
-def mode_of(version: int) -> str:
-    return BASE if version == BASE_VERSION else REASONING
-
-
-def make_record(inferred: Inferred) -> EvaluationRecord:
+def make_record(finished: Finished) -> EvaluationRecord:
     """What is kept of it."""
-    request, rollouts = inferred.request, inferred.rollouts
-    num_forced = tuple(int(rollout.completion.forced.sum()) for rollout in rollouts)
+    request, samples = finished.request, finished.samples
     return EvaluationRecord(
         task_id=request.task.task_id,
         difficulty=request.task.difficulty,
-        mode=inferred.inference.mode,
+        mode=finished.inference.mode,
         cap=0 if request.cap is None else request.cap.num_tokens,
-        n=len(rollouts),
-        answers=tuple(rollout.reward.answer for rollout in rollouts),
-        outcomes=tuple(str(rollout.reward.outcome) for rollout in rollouts),
-        tokens=tuple(r.completion.num_tokens - forced for r, forced in zip(rollouts, num_forced, strict=True)),
-        forced_tokens=num_forced,
-        correct=tuple(rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts),
-        truncated=tuple(
-            r.completion.finish_reason == "length" or forced > 0 for r, forced in zip(rollouts, num_forced, strict=True)
-        ),
-        seconds=inferred.seconds,
+        n=len(samples),
+        answers=tuple(sample.reward.answer for sample in samples),
+        outcomes=tuple(str(sample.reward.outcome) for sample in samples),
+        tokens=tuple(sample.num_tokens - sample.num_forced_tokens for sample in samples),
+        forced_tokens=tuple(sample.num_forced_tokens for sample in samples),
+        correct=tuple(sample.reward.outcome == Outcome.CORRECT for sample in samples),
+        truncated=tuple(sample.finish_reason == "length" or sample.num_forced_tokens > 0 for sample in samples),
+        seconds=finished.seconds,
     )
+
+
+def sample_rows(finished: Sequence[Finished], prompt_text: PromptText) -> list[dict[str, Any]]:
+    """Every sample for people to read, in order."""
+    return [sample_row(one.request.prompt, sample, prompt_text) for one in finished for sample in one.samples]

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from actors.types import AdapterRef
-from orchestrator.cluster.inference_pool import Inferred, Work
+from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.data.prompts import held_out_prompts
 from orchestrator.evaluation.evaluate import make_record, make_requests
 from orchestrator.record.metrics import as_metrics, summarise
@@ -23,7 +23,8 @@ class HeldOut:
 
     def __init__(self, stage: Stage):
         self._stage = stage
-        self._running: tuple[int, Work, dict[int, Inferred]] | None = None
+        self._running: tuple[int, Dispatcher] | None = None
+        self._finished: list[Finished] = []
 
     def __enter__(self) -> "HeldOut":
         return self
@@ -38,30 +39,32 @@ class HeldOut:
         cluster, config = self._stage.cluster, self._stage.config
         has_own_engines = cluster.evaluators is not cluster.engines
         if has_own_engines:
-            cluster.load_adapter(ref, packed, pools=[cluster.evaluators])
+            cluster.evaluators.load_adapter(ref, packed)
+        dispatcher = cluster.make_evaluation_dispatcher()
         prompts = held_out_prompts(config, self._stage.tokenizer)
-        requests = make_requests(prompts, config.evaluation, ref.version)
-        self._running = ref.version, *cluster.make_inference_pool().begin(requests)
+        for request in make_requests(prompts, config.evaluation, ref.version):
+            dispatcher.submit(request)
+        self._running = ref.version, dispatcher
         if not has_own_engines:
             self.finish()
 
     def advance(self) -> None:
         """Take what has come in, without waiting."""
         if self._running is not None:
-            self._running[1].advance()
+            self._finished += self._running[1].poll()
             self._report_when_finished()
 
     def finish(self) -> None:
-        if self._running is not None:
-            self._running[1].finish()
+        while self._running is not None:
+            self._finished += self._running[1].wait()
             self._report_when_finished()
 
     def _report_when_finished(self) -> None:
         assert self._running is not None
-        version, work, finished = self._running
-        if not work.is_finished:
+        version, dispatcher = self._running
+        if dispatcher.num_in_flight:
             return
-        self._running = None
-        summary = summarise([make_record(finished[index]) for index in range(len(finished))])
+        finished, self._finished, self._running = self._finished, [], None
+        summary = summarise([make_record(one) for one in sorted(finished, key=lambda one: one.request.request_id)])
         self._stage.tracker.log_metrics(as_metrics("eval/rl", summary), version)
         log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)

@@ -15,7 +15,7 @@ from configs.schema.run import EvaluationSection, RunConfig
 from orchestrator.data.prompts import fitting_prompts
 from orchestrator.data.sources import apply_preset
 from orchestrator.data.tasks import held_out_tasks
-from orchestrator.evaluation.evaluate import evaluate
+from orchestrator.evaluation.evaluate import evaluate, make_record, sample_rows
 from orchestrator.record import run_files
 from orchestrator.record.metrics import as_metrics, summarise
 from orchestrator.stage import Stage
@@ -39,6 +39,7 @@ def evaluate_protocols(stage: Stage, policies: dict[str, tuple[int, str]]) -> li
     path = config.run_dir / run_files.PROTOCOLS_FILE
     there = read_rows(config)
     rows: list[Row] = []
+    dispatcher = stage.cluster.make_evaluation_dispatcher()
     for protocol in load_protocols(config.protocols):
         evaluation = make_evaluation(protocol, config)
         prompts: list[tuple[Task, Prompt]] = []
@@ -48,11 +49,13 @@ def evaluate_protocols(stage: Stage, policies: dict[str, tuple[int, str]]) -> li
                 rows.append(found)
                 continue
             prompts = prompts or make_prompts(protocol, stage)
-            records, groups = evaluate(stage.cluster, prompts, evaluation, version)
+            finished = evaluate(dispatcher, prompts, evaluation, version)
+            records = [make_record(one) for one in finished]
             summary = summarise(records)
             row |= asdict(summary)
             name = f"{policy}.{protocol.name}"
-            samples = run_files.write_evaluation(config.run_dir, name, records, groups, stage.prompt_text, [])
+            samples = sample_rows(finished, stage.prompt_text)
+            run_files.write_evaluation(config.run_dir, name, records, samples)
             stage.tracker.log_table(samples, f"samples/{name}")
             stage.tracker.log_metrics(as_metrics(f"eval/{policy}/{protocol.name}", summary), step=0)
             log.info(

@@ -7,19 +7,18 @@ one task at a time with completions of equal length: what a device would see.
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actors.engine import Sampling
 from actors.heads import HEADS_FILE, Heads, unpack_heads
-from actors.inference import BASE, REASONING
-from actors.types import EvaluationRecord, HardCap, Prompt, Reads, Task
+from actors.types import BASE, REASONING, EvaluationRecord, Prompt, Reads, Request, Sampling, Task
 from configs.schema.run import RunConfig
-from orchestrator.cluster.inference_pool import InferencePool, InferenceRequest, Inferred, prompt_requests
+from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.data.prompts import make_cap
-from orchestrator.evaluation.evaluate import make_record
+from orchestrator.evaluation.evaluate import make_record, prompt_requests
 from orchestrator.evaluation.scaling import Modes, TaskSamples, scaling_rows, switcher_result
 from orchestrator.record import run_files
 from orchestrator.record.metrics import summarise
@@ -52,7 +51,7 @@ def evaluate_switcher(
     The only thing computed is the prompts' prefill.
     """
     requests = prompt_requests(prompts, reads_of(heads, prompt=True))
-    inferences = [inferred.inference for inferred in stage.cluster.make_inference_pool().run(requests)]
+    inferences = [one.inference for one in stage.cluster.make_evaluation_dispatcher().run(requests)]
     modes = Modes(
         base_accuracy=_means(base, "correct"),
         reasoning_accuracy=_means(reasoning, "correct"),
@@ -73,13 +72,13 @@ def evaluate_switcher(
 def evaluate_scaling(stage: Stage, prompts: Prompts, heads: Heads | None, version: int) -> list[dict[str, Any]]:
     """The grid mode x cap x N x rule on the first `scaling.num_tasks` prompts; written and logged."""
     config = stage.config
-    pool = stage.cluster.make_inference_pool()
+    dispatcher = stage.cluster.make_evaluation_dispatcher()
     prompts = prompts[: config.scaling.num_tasks]
     block_tokens = config.engine.block_tokens or (32 if config.engine.num_gpus == 0 else 16)
     rows: list[dict[str, Any]] = []
     for mode in (BASE, REASONING):
-        greedy = pool.run(_requests(config, prompts, mode, version, n=1, temperature=0.0))
-        summary = summarise([make_record(inferred) for inferred in greedy])
+        greedy = dispatcher.run(_requests(config, prompts, mode, version, n=1, temperature=0.0))
+        summary = summarise([make_record(one) for one in greedy])
         rows.append(
             {
                 "mode": mode,
@@ -94,19 +93,19 @@ def evaluate_scaling(stage: Stage, prompts: Prompts, heads: Heads | None, versio
                 "mean_tokens": summary.mean_tokens,
             }
         )
-        drafts = pool.run(_requests(config, prompts, mode, version, heads=heads))
+        drafts = dispatcher.run(_requests(config, prompts, mode, version, heads=heads))
         for cap in (0, *config.scaling.caps_tokens):
             finished = drafts
             if cap:
                 hard_cap = make_cap(cap, config.budget, stage.tokenizer)
-                finished = pool.run(_capped(drafts, hard_cap))
-            samples = _as_samples(pool, finished)
+                finished = dispatcher.run([replace(draft.request, cap=hard_cap) for draft in drafts], drafts)
+            samples = _as_samples(dispatcher, finished)
             found = scaling_rows(samples, config.scaling.sizes, config.scaling.num_draws, block_tokens, config.run.seed)
             rows += [{"mode": mode, "cap": cap, **row} for row in found]
             log.info("scaling, %s mode, cap %s: %s", mode, cap or "none", _in_one_line(found))
     if config.scaling.num_timed_tasks:
         length = _mean_tokens(rows)
-        times = time_sizes(pool, config, prompts, heads, version, length)
+        times = time_sizes(dispatcher, config, prompts, heads, version, length)
         for row in rows:
             if row["mode"] == REASONING and row["cap"] == 0 and row["rule"] not in ("greedy", "pass"):
                 row |= times[row["n"]]
@@ -118,7 +117,7 @@ def evaluate_scaling(stage: Stage, prompts: Prompts, heads: Heads | None, versio
 
 
 def time_sizes(
-    pool: InferencePool, config: RunConfig, prompts: Prompts, heads: Heads | None, version: int, num_tokens: int
+    dispatcher: Dispatcher, config: RunConfig, prompts: Prompts, heads: Heads | None, version: int, num_tokens: int
 ) -> dict[int, dict[str, float]]:
     """Wall time at each N of completions of `num_tokens` tokens, one task at a time: `generate_s`, `verify_s`, each a
     median over tasks, and `tokens_per_s` while generating."""
@@ -128,7 +127,7 @@ def time_sizes(
         inferences = []
         for one in chosen:
             request = _requests(config, [one], REASONING, version, n=n, heads=heads, num_tokens=num_tokens)
-            inferences.append(pool.run(request)[0].inference)
+            inferences.append(dispatcher.run(request)[0].inference)
         generate_s = float(np.median([inference.generate_s for inference in inferences]))
         found[n] = {
             "generate_s": generate_s,
@@ -158,7 +157,7 @@ def _requests(
     temperature: float | None = None,
     heads: Heads | None = None,
     num_tokens: int = 0,
-) -> list[InferenceRequest]:
+) -> list[Request]:
     """`n` 0: `scaling.samples_per_task`; `num_tokens` 0: completions end where they end."""
     scaling = config.scaling
     sampling = Sampling(
@@ -168,7 +167,8 @@ def _requests(
         ignore_end=num_tokens > 0,
     )
     return [
-        InferenceRequest(
+        Request(
+            request_id=0,
             task=task,
             prompt=prompt,
             n=n or scaling.samples_per_task,
@@ -176,41 +176,24 @@ def _requests(
             version=version,
             mode=mode,
             reads=reads_of(heads, completions=True) if heads is not None else None,
+            returns="samples",
         )
         for task, prompt in prompts
     ]
 
 
-def _capped(drafts: Sequence[Inferred], cap: HardCap) -> list[InferenceRequest]:
-    """The same completions, cut at the cap and made to answer."""
-    return [
-        InferenceRequest(
-            task=draft.request.task,
-            prompt=draft.request.prompt,
-            n=draft.request.n,
-            sampling=draft.request.sampling,
-            version=draft.request.version,
-            mode=draft.request.mode,
-            reads=draft.request.reads,
-            cap=cap,
-            drafts=draft.inference.completions,
-        )
-        for draft in drafts
-    ]
-
-
-def _as_samples(pool: InferencePool, finished: Sequence[Inferred]) -> list[TaskSamples]:
-    records = [make_record(inferred) for inferred in finished]
-    classes = pool.group_answers([record.answers for record in records])
+def _as_samples(dispatcher: Dispatcher, finished: Sequence[Finished]) -> list[TaskSamples]:
+    records = [make_record(one) for one in finished]
+    classes = dispatcher.group_answers([record.answers for record in records])
     return [
         TaskSamples(
-            num_prompt_tokens=len(inferred.request.prompt.token_ids),
+            num_prompt_tokens=len(one.request.prompt.token_ids),
             classes=labels,
-            scores=inferred.inference.verifier_scores,
+            scores=one.inference.verifier_scores,
             correct=np.array(record.correct),
             tokens=np.array(record.tokens) + np.array(record.forced_tokens),
         )
-        for inferred, record, labels in zip(finished, records, classes, strict=True)
+        for one, record, labels in zip(finished, records, classes, strict=True)
     ]
 
 

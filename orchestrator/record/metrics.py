@@ -12,7 +12,7 @@ from actors.types import DroppedGroup, EvaluationRecord, RolloutGroup
 from rewards.base import Outcome
 
 Z_95 = 1.959964
-DROP_REASONS = ("constant", "stale", "lost")
+DROP_REASONS = ("constant",)
 """Of `DroppedGroup`; each is counted on every step, so that its series has no holes."""
 
 

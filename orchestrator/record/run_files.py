@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import files
-from actors.types import EvaluationRecord, Prompt, Rollout, RolloutGroup
+from actors.types import EvaluationRecord, Prompt, RolloutGroup, Sample
 from configs.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -72,7 +72,8 @@ def write_samples(
     run_dir: Path, step: int, groups: Sequence[RolloutGroup], prompt_text: PromptText
 ) -> list[dict[str, Any]]:
     """The rollouts of one RL step; returns what was written."""
-    rows = [{"step": step, **_sample(rollout, prompt_text)} for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rows = [{"step": step, **sample_row(one.prompt, one.sample, prompt_text)} for one in rollouts]
     _write_lines(run_dir / "samples" / f"step_{step:06d}.jsonl", rows)
     return rows
 
@@ -81,19 +82,16 @@ def write_evaluation(
     run_dir: Path,
     policy: str,
     records: Sequence[EvaluationRecord],
-    groups: Sequence[RolloutGroup],
-    prompt_text: PromptText,
+    samples: Sequence[dict[str, Any]],
     capped: Sequence[EvaluationRecord] = (),
-) -> list[dict[str, Any]]:
+) -> None:
     """Records last: their file says that the evaluation of this policy is complete, so that of an earlier one goes
-    first. Returns the samples."""
+    first. `samples`: see `sample_row`."""
     directory = run_dir / "evaluation"
     (directory / f"{policy}.jsonl").unlink(missing_ok=True)
-    samples = [_sample(rollout, prompt_text) for group in groups for rollout in group.rollouts]
     _write_lines(directory / f"{policy}_samples.jsonl", samples)
     _write_lines(directory / f"{policy}_caps.jsonl", [asdict(record) for record in capped])
     _write_lines(directory / f"{policy}.jsonl", [asdict(record) for record in records])
-    return samples
 
 
 def read_records(run_dir: Path, policy: str) -> list[EvaluationRecord]:
@@ -157,21 +155,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: expected JSON, found something else: {error}") from error
 
 
-def _sample(rollout: Rollout, prompt_text: PromptText) -> dict[str, Any]:
-    prompt, completion, reward = rollout.prompt, rollout.completion, rollout.reward
+def sample_row(prompt: Prompt, sample: Sample, prompt_text: PromptText) -> dict[str, Any]:
+    """A completion for people to read."""
     return {
         "task_id": prompt.task_id,
         "prompt": prompt_text(prompt),
-        "completion": completion.text,
-        "num_tokens": completion.num_tokens,
+        "completion": sample.text,
+        "num_tokens": sample.num_tokens,
         "budget_tokens": prompt.budget_tokens,
-        "finish_reason": completion.finish_reason,
-        "answer": reward.answer,
-        "outcome": str(reward.outcome),
-        "reward": reward.value,
-        "breakdown": reward.breakdown,
-        "policy_version": completion.policy_version,
-        "adapter_sha256": completion.adapter_sha256,
+        "finish_reason": sample.finish_reason,
+        "answer": sample.reward.answer,
+        "outcome": str(sample.reward.outcome),
+        "reward": sample.reward.value,
+        "breakdown": sample.reward.breakdown,
+        "policy_version": sample.policy_version,
+        "adapter_sha256": sample.adapter_sha256,
     }
 
 

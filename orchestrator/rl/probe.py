@@ -9,11 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors import adapters
-from actors.engine import Sampling
-from actors.types import AdapterRef, Completion, HardCap, Prompt
+from actors.types import AdapterRef, Completion, HardCap, Prompt, Sampling
 from orchestrator.cluster.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -30,7 +28,7 @@ def prove_adapters_reach(cluster: Cluster, ref: AdapterRef, packed_ref: Any, pro
     Raises RuntimeError naming the engine that ignores the adapter or does not return to it. An engine that is lost
     meanwhile is left out; with none left it is done again.
     """
-    packed = ray.get(packed_ref)
+    packed = cluster.fetch(packed_ref)
     probe = adapters.perturbed(packed, seed=0)
     compared: dict[tuple[int, Any], tuple[Completion, Completion, Completion]] = {}
     while not compared:
@@ -74,7 +72,7 @@ def prove_cap_holds(cluster: Cluster, cap: HardCap, prompt: Prompt, version: int
     """
     short = replace(cap, num_tokens=min(4, cap.num_tokens))
     sampling = Sampling(temperature=0.0, max_tokens=2 * short.num_tokens + 8, ignore_end=True)
-    answers = cluster.ask_engines(lambda actor: actor.generate.remote(prompt, 1, sampling, version, short))
+    answers = cluster.engines.ask(lambda actor: actor.generate.remote(prompt, 1, sampling, version, short))
     for (index, _), (completion,) in answers.items():
         if problem := cap_problem(completion, short):
             raise RuntimeError(f"engine {index} does not keep a hard cap of {short.num_tokens} tokens: {problem}")
@@ -97,5 +95,5 @@ def _generate(cluster: Cluster, ref: AdapterRef, packed: bytes, prompt: Prompt) 
     """Each engine's greedy completion under the adapter."""
     cluster.load_adapter(ref, packed)
     sampling = Sampling(temperature=0.0, max_tokens=16)
-    answers = cluster.ask_engines(lambda actor: actor.generate.remote(prompt, 1, sampling, ref.version))
+    answers = cluster.engines.ask(lambda actor: actor.generate.remote(prompt, 1, sampling, ref.version))
     return {engine: completion for engine, (completion,) in answers.items()}

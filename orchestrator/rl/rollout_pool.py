@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.engine import Sampling
-from actors.types import AdapterRef, DroppedGroup, HardCap, Prompt, RolloutGroup, Task
+from actors.types import AdapterRef, DroppedGroup, HardCap, Prompt, Request, RolloutGroup, Sampling, Task
 from configs.schema.run import RlSection
-from orchestrator.cluster.dispatcher import Dispatcher, GroupRequest
+from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.record.checkpoint import TaskCursor
 from rewards.length.state import NO_MEMORY, LengthState
 
@@ -49,8 +48,8 @@ class RolloutPool:
         self._length_state = NO_MEMORY
         self._published: dict[int, AdapterRef] = {}
         self._current: AdapterRef | None = None
-        self._pending: dict[int, GroupRequest] = {}
-        self._ready: list[tuple[GroupRequest, RolloutGroup]] = []
+        self._pending: dict[int, Request] = {}
+        self._ready: list[RolloutGroup] = []
         self._num_consecutive_drops = 0
         self._dropped: list[DroppedGroup] = []
 
@@ -61,7 +60,7 @@ class RolloutPool:
     @property
     def cursor(self) -> TaskCursor:
         """Groups in flight or ready count as unfinished: a resumed run makes them again."""
-        unfinished = [*self._pending, *(request.group_id for request, _ in self._ready), *self._redo]
+        unfinished = [*self._pending, *(group.group_id for group in self._ready), *self._redo]
         return TaskCursor(next_index=self._next_index, unfinished=tuple(sorted(unfinished)))
 
     def use_adapter(self, ref: AdapterRef, packed: Any, length_state: LengthState = NO_MEMORY) -> None:
@@ -86,22 +85,23 @@ class RolloutPool:
         while True:
             self._show(self.queue_depths())
             chosen = choose_groups(
-                [group.policy_version for _, group in self._ready],
-                [request.policy_version for request in self._pending.values()],
+                [group.policy_version for group in self._ready],
+                [request.version for request in self._pending.values()],
                 num_groups=num_groups,
                 policy_version=version,
                 max_staleness=self._config.max_staleness,
             )
             if chosen is not None:
-                groups = [self._ready[index][1] for index in chosen]
-                self._ready = [item for index, item in enumerate(self._ready) if index not in set(chosen)]
+                groups = [self._ready[index] for index in chosen]
+                taken = set(chosen)
+                self._ready = [group for index, group in enumerate(self._ready) if index not in taken]
                 return groups
             if not self._pending:
                 raise RuntimeError(
                     f"expected {num_groups} groups in flight, got {len(self._ready)} ready and none pending"
                 )
-            for request, group in self._dispatcher.wait():
-                self._receive(request, group)
+            for finished in self._dispatcher.wait():
+                self._receive(finished)
 
     def queue_depths(self) -> dict[str, float]:
         """How many groups are where, of how many slots."""
@@ -122,13 +122,15 @@ class RolloutPool:
         dropped, self._dropped = self._dropped, []
         return sorted(dropped, key=lambda drop: drop.group_id)
 
-    def _receive(self, request: GroupRequest, group: RolloutGroup) -> None:
-        del self._pending[request.group_id]
-        check_stamps(group, self._published[request.policy_version])
+    def _receive(self, finished: Finished) -> None:
+        request = finished.request
+        group = RolloutGroup(group_id=request.request_id, task_id=request.task.task_id, rollouts=finished.rollouts)
+        del self._pending[request.request_id]
+        check_stamps(group, self._published[request.version])
         if not group.is_constant:
             self._num_consecutive_drops = 0
             # In the order of the stream, not of finishing: what is trained on together adds up to the same bits.
-            bisect.insort(self._ready, (request, group), key=lambda ready: ready[0].group_id)
+            bisect.insort(self._ready, group, key=lambda ready: ready.group_id)
             return
         self._dropped.append(DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts))
         self._num_consecutive_drops += 1
@@ -146,13 +148,13 @@ class RolloutPool:
         while len(self._pending) + len(self._ready) < self._num_slots:
             index = self._next_prompt_index()
             task, prompt = self._prompt_at(index)
-            request = GroupRequest(
-                group_id=index,
+            request = Request(
+                request_id=index,
                 task=task,
                 prompt=prompt,
-                group_size=self._config.group_size,
+                n=self._config.group_size,
                 sampling=self._sampling_of(index, version),
-                policy_version=version,
+                version=version,
                 cap=self._cap,
                 step=version,
                 length_state=self._length_state.for_task(task.task_id),

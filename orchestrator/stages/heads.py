@@ -15,18 +15,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actors.engine import Sampling
 from actors.head_metrics import head_metrics, threshold_for_accuracy, threshold_for_share
 from actors.head_training import fit_switcher, fit_verifier, split_by_task
 from actors.heads import HEADS_FILE, Heads, pack_heads
-from actors.inference import BASE, REASONING
-from actors.types import Prompt, Reads, Task
+from actors.types import BASE, REASONING, Prompt, Reads, Request, Sampling, Task
 from configs.models import weights_sha256
 from configs.schema.heads import HeadsSection
 from configs.schema.run import RunConfig
-from orchestrator.cluster.inference_pool import InferencePool, InferenceRequest, prompt_requests
+from orchestrator.cluster.dispatcher import Dispatcher
 from orchestrator.data.prompts import Prompter, fitting_prompts
 from orchestrator.data.tasks import held_out_tasks
+from orchestrator.evaluation.evaluate import prompt_requests
 from orchestrator.record import run_files
 from orchestrator.stage import Stage
 from orchestrator.stages.base_model import base_model_path
@@ -59,9 +58,9 @@ class HeadData:
 def fit_heads(stage: Stage, version: int) -> None:
     """Generate with adapter `version`, train both heads, and leave them in the run directory."""
     config = stage.config.heads
-    pool = stage.cluster.make_inference_pool()
-    data = gather(pool, training_prompts(stage, config.num_tasks), config, stage.config, version)
-    sources = gather_sources(pool, stage) if config.switcher_labels == "sources" else None
+    dispatcher = stage.cluster.make_evaluation_dispatcher()
+    data = gather(dispatcher, training_prompts(stage, config.num_tasks), config, stage.config, version)
+    sources = gather_sources(dispatcher, stage) if config.switcher_labels == "sources" else None
     heads, metrics = train_heads(data, config, stage.config.run.seed, sources)
     heads = replace(heads, base_sha256=weights_sha256(base_model_path(stage.config)))
     stage.tracker.log_metrics({f"heads/{name}": value for name, value in metrics.items()}, step=0)
@@ -102,7 +101,7 @@ def training_prompts(stage: Stage, num_tasks: int) -> list[tuple[Task, Prompt]]:
 
 
 def gather(
-    pool: InferencePool,
+    dispatcher: Dispatcher,
     prompts: Sequence[tuple[Task, Prompt]],
     config: HeadsSection,
     run: RunConfig,
@@ -111,7 +110,8 @@ def gather(
     """Both modes on every prompt, each completion with its last state; the prompts' states from base mode."""
     sampling = Sampling(temperature=config.temperature, max_tokens=run.evaluation.max_completion_tokens)
     requests = [
-        InferenceRequest(
+        Request(
+            request_id=0,
             task=task,
             prompt=prompt,
             n=config.samples_per_task,
@@ -119,14 +119,15 @@ def gather(
             version=version,
             mode=mode,
             reads=make_reads(config, prompt=mode == BASE, completions=True, keeps=True),
+            returns="samples",
         )
         for mode in (BASE, REASONING)
         for task, prompt in prompts
     ]
-    finished = pool.run(requests)
+    finished = dispatcher.run(requests)
     base, reasoning = finished[: len(prompts)], finished[len(prompts) :]
     correct = [
-        np.array([[rollout.reward.outcome == Outcome.CORRECT for rollout in one.rollouts] for one in half])
+        np.array([[sample.reward.outcome == Outcome.CORRECT for sample in one.samples] for one in half])
         for half in (base, reasoning)
     ]
     return HeadData(
@@ -139,7 +140,7 @@ def gather(
     )
 
 
-def gather_sources(pool: InferencePool, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+def gather_sources(dispatcher: Dispatcher, stage: Stage) -> tuple[np.ndarray, np.ndarray]:
     """Pooled states `[N, H]` of the easy and the hard prompts, and labels `[N]`."""
     config = stage.config
     states, labels = [], []
@@ -147,7 +148,7 @@ def gather_sources(pool: InferencePool, stage: Stage) -> tuple[np.ndarray, np.nd
         tasks = held_out_tasks(source, config.budget, config.heads.num_source_tasks, config.run.seed)
         prompts = fitting_prompts(tasks, config, stage.tokenizer)
         requests = prompt_requests(prompts, make_reads(config.heads, prompt=True, keeps=True))
-        found = [inferred.inference.prompt_state for inferred in pool.run(requests)]
+        found = [one.inference.prompt_state for one in dispatcher.run(requests)]
         states += found
         labels += [label] * len(found)
     return np.array(states), np.array(labels, dtype=float)

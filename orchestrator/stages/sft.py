@@ -11,7 +11,7 @@ from orchestrator.record.interrupt import stop_between_steps
 from orchestrator.record.progress import Progress
 from orchestrator.rl.batching import shard_rows
 from orchestrator.stage import Stage
-from orchestrator.stages.train import begin, is_due, save
+from orchestrator.stages.steps import begin, is_due, save
 
 
 def fine_tune(stage: Stage, stream: SftRows) -> None:

@@ -4,43 +4,39 @@ Generate with adapter v, score, estimate advantages, update to v + 1, publish it
 asynchronous training are this one path; `rl.max_staleness` says how far generation may lag.
 """
 
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import ray
-
-from actors.engine import Sampling
 from actors.kl import next_kl_beta
 from actors.learner_group import LearnerGroup
 from actors.reward import inputs_of_rollouts
-from actors.rollout import BASE_VERSION
-from actors.types import AdapterRef, DroppedGroup, RolloutGroup, StageSpec, TrainBatch, UpdateResult
+from actors.types import (
+    BASE_VERSION,
+    DroppedGroup,
+    RolloutGroup,
+    Sampling,
+    StageSpec,
+    TrainBatch,
+    UpdateResult,
+)
 from configs.schema.run import RunConfig
 from orchestrator.data.prompts import Prompter, make_cap
 from orchestrator.data.tasks import seeded_rng
 from orchestrator.evaluation.held_out import HeldOut
 from orchestrator.record import checkpoint, ledger
-from orchestrator.record.checkpoint import Checkpoint, KeepRule, StageState
-from orchestrator.record.events import Event
+from orchestrator.record.checkpoint import StageState
 from orchestrator.record.interrupt import stop_between_steps
 from orchestrator.record.metrics import group_metrics
 from orchestrator.record.progress import Progress
-from orchestrator.record.run_files import forget_steps_after, write_samples
+from orchestrator.record.run_files import write_samples
 from orchestrator.record.watchdog import Watchdog
 from orchestrator.rl.batching import build_batch, sequence_kls
 from orchestrator.rl.probe import prove_adapters_reach, prove_cap_holds
 from orchestrator.rl.rollout_pool import RolloutPool
 from orchestrator.stage import Stage
+from orchestrator.stages.steps import StepClock, begin, is_due, save
 from rewards.length.registry import next_state as next_length_state
-
-log = logging.getLogger(__name__)
-
-Published = tuple[AdapterRef, Any]
-"""An adapter's name and the object-store reference of its bytes."""
 
 
 def train(stage: Stage, start_adapter: bytes) -> None:
@@ -93,24 +89,6 @@ def train(stage: Stage, start_adapter: bytes) -> None:
     stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
 
 
-def begin(stage: Stage, spec: StageSpec) -> StageState | None:
-    """Have the learner begin a stage, from its newest checkpoint that holds; returns that one's state, None without one.
-
-    What was written after it is forgotten, and events say so.
-    """
-    saved, damages = checkpoint.load_latest(stage.directory)
-    for problem in damages:
-        stage.event(Event.CHECKPOINT_SKIPPED, problem=problem)
-    if saved:
-        stage.event(Event.RESUMED, saved.state.step)
-    forget_steps_after(stage.config.run_dir, stage.name, saved.state.step if saved else 0)
-    stage.cluster.learner.begin_stage(spec)
-    if saved:
-        stage.cluster.learner.load_state(saved.learner)
-        log.info("%s goes on from the checkpoint of step %d", stage.name, saved.state.step)
-    return saved.state if saved else None
-
-
 def rl_spec(config: RunConfig, start_adapter: bytes) -> StageSpec:
     """The learner's part of the settings; RL trains without dropout, at the rollout's temperature."""
     rl = config.rl
@@ -144,7 +122,7 @@ def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPoo
         prove_cap_holds(stage.cluster, cap, prompter.at(0)[1], BASE_VERSION)
     return RolloutPool(
         dispatcher=stage.cluster.make_dispatcher(),
-        load_adapter=partial(stage.cluster.load_adapter, pools=[stage.cluster.engines]),
+        load_adapter=stage.cluster.engines.load_adapter,
         prompt_at=prompter.at,
         cursor=state.cursor,
         sampling=Sampling(
@@ -200,7 +178,7 @@ def next_state(
     groups that came in for it, trained on or not."""
     rl, kl_beta = config.rl, state.kl_beta
     if rl.kl_target > 0:
-        measured = batch.reward_kl if rl.kl_in == "reward" else update.metrics["train/kl"]
+        measured = batch.reward_kl if rl.kl_in == "reward" else update.kl
         kl_beta = next_kl_beta(kl_beta, measured, rl.kl_target, rl.kl_gain)
     scored = [
         inputs_of_rollouts(group.rollouts, config.reward.span, update.policy_version)
@@ -217,52 +195,9 @@ def check_update(update: UpdateResult, batch: TrainBatch, config: RunConfig, ver
         raise RuntimeError(
             f"expected policy version {version_before + 1} after the update, got {update.policy_version}"
         )
-    gap, limit = update.metrics["rollout/logprob_gap_mean"], config.rollout.max_logprob_gap
+    gap, limit = update.logprob_gap, config.rollout.max_logprob_gap
     if gap > limit and config.rl.max_staleness == 0:
         raise RuntimeError(
             f"step {update.policy_version}: engine and learner disagree about {batch.num_loss_tokens} sampled tokens: "
             f"mean |logprob gap| {gap:.4f} nats, expected at most {limit} (rollout.max_logprob_gap)"
         )
-
-
-def save(stage: Stage, state: StageState, published: Published) -> None:
-    """Checkpoint the learner as it is now, with the task stream's position."""
-    started_s, run = time.monotonic(), stage.config.run
-    packed: Any = ray.get(published[1])
-    saved = Checkpoint(state=state, adapter=packed, learner=stage.cluster.learner.save_state())
-    checkpoint.save(stage.directory, saved, KeepRule(num_newest=run.keep_checkpoints, every_steps=run.keep_every_steps))
-    size_bytes, seconds = len(saved.adapter) + len(saved.learner), time.monotonic() - started_s
-    stage.event(Event.CHECKPOINT, state.step, seconds=round(seconds, 3), size_bytes=size_bytes)
-    if stage.mirror and (problem := stage.mirror.try_to_push()):
-        stage.event(Event.MIRROR_BEHIND, state.step, problem=problem)
-
-
-def is_due(step: int, every_steps: int) -> bool:
-    """Every so many steps; 0 is never."""
-    return every_steps > 0 and step % every_steps == 0
-
-
-class StepClock:
-    """Where a step's time went: `time/rollout_s`, `time/update_s`, `time/publish_s`, `time/step_s`."""
-
-    WAITS_FOR = ("groups to be generated and scored", "the learner's update", "engines to load the adapter", "files")
-    """In each part of a step; `files` are metrics, samples and checkpoints, and evaluation counts among them."""
-
-    def __init__(self, begin: Callable[[str], None]) -> None:
-        """`begin` is told what is waited for, part after part."""
-        self._start_s = self._last_s = time.monotonic()
-        self._parts: dict[str, float] = {}
-        self._begin = begin
-        begin(self.WAITS_FOR[0])
-
-    def mark(self, part: str) -> None:
-        """Everything since the last mark was `part`."""
-        now = time.monotonic()
-        self._parts[f"time/{part}_s"] = now - self._last_s
-        self._last_s = now
-        self._begin(self.WAITS_FOR[len(self._parts)])
-
-    def metrics(self, num_tokens: float) -> dict[str, float]:
-        """With `rollout/tokens_per_s`: tokens generated for the step, over all of its time."""
-        step_s = self._last_s - self._start_s
-        return {**self._parts, "time/step_s": step_s, "rollout/tokens_per_s": num_tokens / max(step_s, 1e-9)}

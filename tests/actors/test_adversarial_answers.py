@@ -2,6 +2,7 @@
 unless it is, and nothing grows."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from configs.schema.run import RewardSection
 from rewards.base import Outcome
 from tests.actors.adversarial_answers import REFERENCE, SURELY_RIGHT, Answer, answers, corpus, mutations
 from tests.actors.test_reward import make_completion
+from tests.fakes import make_request
 
 DEADLINE_S = 1.0
 GROUP_SIZE = 8
 TASK = Task(task_id="t/1", messages=(), reference_answer=REFERENCE, source="test")
 PROMPT = Prompt(task_id="t/1", token_ids=np.arange(3, dtype=np.int32), budget_tokens=100, start=2)
+REQUEST = replace(make_request(PROMPT), task=TASK)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def resident_mib(pid: int | str) -> float:
 def score(actor: RewardActor, group: list[Answer]) -> list[Outcome]:
     """Outcomes of one group, once the rules that hold for all groups were checked."""
     started_s = time.monotonic()
-    rollouts = actor.score_group(TASK, PROMPT, [make_completion(answer.text) for answer in group])
+    rollouts = actor.score_group(REQUEST, [make_completion(answer.text) for answer in group])
     elapsed_s = time.monotonic() - started_s
     # On a machine that is busy it takes its time to start a process in the stead of one that was killed.
     assert elapsed_s < len(group) * (DEADLINE_S + START_TIMEOUT_S)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.rollout import is_cut, join_forced, num_thinking_tokens
+from actors.completions import is_cut, join_forced, num_thinking_tokens
 from actors.types import HardCap
 from tests.fakes import make_completion
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from actors.scoring_process import MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Scorer
 from actors.types import Completion, Prompt, Task
 from configs.schema.run import RewardSection
 from rewards.base import Outcome
+from tests.fakes import make_request
 
 HOSTILE = "hostile_verifiers:verify_unless_told_otherwise"
 HANGS_MATH_VERIFY = "<think>big</think>\\boxed{9^{9^{9^9}}}"
@@ -23,6 +25,7 @@ DEADLINE_S = 1.0
 
 TASK = Task(task_id="t/1", messages=({"role": "user", "content": "37+58-12=?"},), reference_answer="83", source="test")
 PROMPT = Prompt(task_id="t/1", token_ids=np.arange(3, dtype=np.int32), budget_tokens=100, start=2)
+REQUEST = replace(make_request(PROMPT), task=TASK)
 
 
 def make_completion(text: str, num_tokens: int = 10, finish_reason: str = "stop") -> Completion:
@@ -73,7 +76,7 @@ def test_a_group_is_scored_in_its_order_with_its_components(actor):
         ("83", 50),
     ]
     completions = [make_completion(text, length) for text, length in texts_and_lengths]
-    rollouts = actor.score_group(TASK, PROMPT, completions)
+    rollouts = actor.score_group(REQUEST, completions)
     assert [rollout.completion for rollout in rollouts] == completions
     assert [rollout.prompt for rollout in rollouts] == [PROMPT] * 5
     rewards = [rollout.reward for rollout in rollouts]
@@ -88,14 +91,14 @@ def test_the_length_reward_is_told_which_completions_were_cut():
     actor = RewardActor(RewardSection(deadline_s=DEADLINE_S, length="dler"))
     try:
         completions = [make_completion("83", 80), make_completion("83", 80, finish_reason="length")]
-        rollouts = actor.score_group(TASK, PROMPT, completions)
+        rollouts = actor.score_group(REQUEST, completions)
     finally:
         actor.close()
     assert [rollout.reward.value for rollout in rollouts] == [1.0, 0.0]
 
 
 def test_an_empty_group_has_no_rollouts(actor):
-    assert actor.score_group(TASK, PROMPT, []) == ()
+    assert actor.score_group(REQUEST, []) == ()
 
 
 def test_text_of_any_kind_and_size_passes_through(actor):
@@ -107,7 +110,7 @@ def test_text_of_any_kind_and_size_passes_through(actor):
         "x" * 2_000_000 + " \\boxed{83}",
         "\\boxed{" + "8" * 300_000 + "}",
     ]
-    rewards = [rollout.reward for rollout in actor.score_group(TASK, PROMPT, [make_completion(text) for text in texts])]
+    rewards = [rollout.reward for rollout in actor.score_group(REQUEST, [make_completion(text) for text in texts])]
     assert [reward.outcome.value for reward in rewards] == [
         "unparsable",
         "unparsable",
@@ -121,7 +124,7 @@ def test_text_of_any_kind_and_size_passes_through(actor):
 def test_a_completion_that_really_hangs_math_verify_times_out_and_the_rest_is_scored(actor):
     texts = ["83", HANGS_MATH_VERIFY, "\\boxed{\\frac{166}{2}}", "84"]
     started = time.monotonic()
-    rollouts = actor.score_group(TASK, PROMPT, [make_completion(text) for text in texts])
+    rollouts = actor.score_group(REQUEST, [make_completion(text) for text in texts])
     elapsed_s = time.monotonic() - started
     assert [rollout.reward.outcome.value for rollout in rollouts] == ["correct", "timeout", "correct", "wrong"]
     assert rollouts[1].reward.value == 0
@@ -131,7 +134,7 @@ def test_a_completion_that_really_hangs_math_verify_times_out_and_the_rest_is_sc
 
 def test_the_actor_still_answers_after_a_kill(actor):
     pid = actor.ping()
-    actor.score_group(TASK, PROMPT, [make_completion(HANGS_MATH_VERIFY)])
+    actor.score_group(REQUEST, [make_completion(HANGS_MATH_VERIFY)])
     assert actor.ping() != pid
     assert not is_running(pid)
 
@@ -139,14 +142,14 @@ def test_the_actor_still_answers_after_a_kill(actor):
 def test_a_reference_answer_that_cannot_be_parsed_names_task_and_answer_and_spoils_nothing(actor):
     task = Task(task_id="t/1", messages=(), reference_answer="}{", source="test")
     with pytest.raises(ValueError, match=r"task t/1: reference answer '}\{'"):
-        actor.score_group(task, PROMPT, [make_completion("\\boxed{x}")] * 4)
-    assert [r.reward.outcome for r in actor.score_group(TASK, PROMPT, [make_completion("83")])] == [Outcome.CORRECT]
+        actor.score_group(replace(REQUEST, task=task), [make_completion("\\boxed{x}")] * 4)
+    assert [r.reward.outcome for r in actor.score_group(REQUEST, [make_completion("83")])] == [Outcome.CORRECT]
 
 
 def test_a_prompt_of_another_task_is_refused(actor):
     other = Prompt(task_id="t/2", token_ids=PROMPT.token_ids, budget_tokens=None, start=2)
     with pytest.raises(ValueError, match="expected a prompt of task t/1, got one of t/2"):
-        actor.score_group(TASK, other, [])
+        actor.score_group(replace(REQUEST, prompt=other), [])
 
 
 def test_hostile_completions_cost_only_themselves_among_a_thousand_healthy_ones(hostile_scorer):

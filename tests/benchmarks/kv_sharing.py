@@ -15,8 +15,9 @@ import time
 import numpy as np
 
 from actors import adapters
-from actors.engine import Engine, Sampling
+from actors.engine import Engine
 from actors.masked_lora import peft_config
+from actors.types import Sampling
 from configs.schema.run import EngineSection, LoraSection, ModelSection
 from tests.actors.dense_reference import random_adapter
 

@@ -22,16 +22,15 @@ from pathlib import Path
 import ray
 
 from actors import adapters
-from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
-from actors.types import Prompt, Task
+from actors.types import BASE_VERSION, Prompt, Task
 from configs.load import load_config
 from configs.schema.run import RunConfig
 from deploy.export.quantize import GRID_DIR, REPORT_FILE
 from orchestrator import pipeline
 from orchestrator.cluster.cluster import start_cluster
 from orchestrator.data.prompts import held_out_prompts
-from orchestrator.evaluation.evaluate import evaluate
+from orchestrator.evaluation.evaluate import evaluate, make_record
 from orchestrator.record.metrics import Summary, summarise
 from orchestrator.stages.base_model import base_model_path
 
@@ -92,12 +91,15 @@ def measure(config: RunConfig, prompts: list[tuple[Task, Prompt]], num_samples: 
     rows: Rows = []
     with ExitStack() as stack:
         cluster = stack.enter_context(start_cluster(config, base_model_path(config)))
-        records, _ = evaluate(cluster, prompts, section, BASE_VERSION)
-        rows.append((f"{config.model.base_precision} | base", summarise(records)))
+        dispatcher = cluster.make_evaluation_dispatcher()
+
+        def measured(version: int) -> Summary:
+            return summarise([make_record(one) for one in evaluate(dispatcher, prompts, section, version)])
+
+        rows.append((f"{config.model.base_precision} | base", measured(BASE_VERSION)))
         for version, (name, adapter) in enumerate(packed.items(), start=1):
             cluster.load_adapter(adapters.make_ref(adapter, version), ray.put(adapter))
-            records, _ = evaluate(cluster, prompts, section, version)
-            rows.append((f"{name} | reasoning", summarise(records)))
+            rows.append((f"{name} | reasoning", measured(version)))
     return rows
 
 

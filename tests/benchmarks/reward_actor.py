@@ -19,7 +19,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from actors.reward import RewardActor
-from actors.types import Completion, Prompt, Task
+from actors.types import Completion, Prompt, Request, Sampling, Task
 from configs.schema.run import RewardSection
 
 NUM_ACTORS = 2
@@ -28,6 +28,9 @@ HANGING = "<think>9^9^9^9</think>\\boxed{9^{9^{9^9}}}"
 HEALTHY = "<think>37+58=95. 95-12=83.</think>83"
 TASK = Task(task_id="t", messages=(), reference_answer="83", source="benchmark")
 PROMPT = Prompt(task_id="t", token_ids=np.arange(8, dtype=np.int32), budget_tokens=100, start=7)
+REQUEST = Request(
+    request_id=0, task=TASK, prompt=PROMPT, n=GROUP_SIZE, sampling=Sampling(temperature=1.0, max_tokens=40), version=0
+)
 
 
 def make_groups(num_groups: int, num_hanging: int) -> list[list[Completion]]:
@@ -59,7 +62,7 @@ def measure(actors: list[RewardActor], groups: list[list[Completion]]) -> tuple[
     def work(actor: RewardActor) -> Counter[str]:
         outcomes: Counter[str] = Counter()
         while (group := queue.get()) is not None:
-            outcomes.update(rollout.reward.outcome.value for rollout in actor.score_group(TASK, PROMPT, group))
+            outcomes.update(rollout.reward.outcome.value for rollout in actor.score_group(REQUEST, group))
         return outcomes
 
     started = time.perf_counter()

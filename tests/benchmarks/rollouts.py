@@ -107,11 +107,10 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, a
     import ray
 
     from actors import adapters
-    from actors.engine import Sampling
     from actors.tokenizer import load_tokenizer
+    from actors.types import Request, Sampling
     from configs.models import resolve_model_path
     from orchestrator.cluster.cluster import start_cluster
-    from orchestrator.cluster.dispatcher import GroupRequest
     from orchestrator.data.prompts import Prompter
 
     config = settings()
@@ -128,18 +127,18 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, a
             for index in range(count):
                 task, prompt = prompter.at(index)
                 dispatcher.submit(
-                    GroupRequest(
-                        group_id=index,
+                    Request(
+                        request_id=index,
                         task=task,
                         prompt=prompt,
-                        group_size=group_size,
+                        n=group_size,
                         sampling=sampling,
-                        policy_version=0,
+                        version=0,
                     )
                 )
             while dispatcher.num_in_flight:
-                for _, group in dispatcher.wait():
-                    num_generated += sum(rollout.completion.num_tokens for rollout in group.rollouts)
+                for finished in dispatcher.wait():
+                    num_generated += sum(rollout.completion.num_tokens for rollout in finished.rollouts)
             return num_generated
 
         one_round(2)

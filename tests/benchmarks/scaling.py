@@ -28,17 +28,14 @@ import numpy as np
 import ray
 
 from actors import adapters
-from actors.engine import Sampling
-from actors.inference import REASONING
-from actors.rollout import BASE_VERSION
 from actors.tokenizer import load_tokenizer
+from actors.types import BASE_VERSION, REASONING, Request, Sampling
 from configs.load import load_config
 from configs.models import resolve_model_path
 from configs.schema.run import RunConfig
 from orchestrator.cluster.cluster import start_cluster
-from orchestrator.cluster.inference_pool import InferenceRequest
 from orchestrator.data.prompts import held_out_prompts
-from orchestrator.evaluation.evaluate import evaluate
+from orchestrator.evaluation.evaluate import evaluate, make_record
 from orchestrator.evaluation.test_time import evaluate_scaling, evaluate_switcher, load_heads, reads_of, time_sizes
 from orchestrator.pipeline import require_adapter
 from orchestrator.report.scaling import scaling_tables, switcher_rows
@@ -111,8 +108,11 @@ def show_scaling(stage: Stage) -> None:
 
 def show_switcher(stage: Stage) -> None:
     prompts = held_out_prompts(stage.config, stage.tokenizer)
-    base, _ = evaluate(stage.cluster, prompts, stage.config.evaluation, BASE_VERSION)
-    reasoning, _ = evaluate(stage.cluster, prompts, stage.config.evaluation, VERSION)
+    dispatcher = stage.cluster.make_evaluation_dispatcher()
+    base, reasoning = (
+        [make_record(one) for one in evaluate(dispatcher, prompts, stage.config.evaluation, version)]
+        for version in (BASE_VERSION, VERSION)
+    )
     heads = load_heads(stage)
     assert heads is not None
     result = evaluate_switcher(stage, prompts, heads, base, reasoning)
@@ -126,10 +126,10 @@ def show_switcher(stage: Stage) -> None:
 def show_times(stage: Stage) -> None:
     config, heads = stage.config, load_heads(stage)
     prompts = held_out_prompts(config, stage.tokenizer)
-    pool = stage.cluster.make_inference_pool()
+    dispatcher = stage.cluster.make_evaluation_dispatcher()
     timed: RunConfig = replace(config, scaling=replace(config.scaling, num_timed_tasks=8))
     for num_tokens in LENGTHS:
-        alone = time_sizes(pool, timed, prompts, heads, VERSION, num_tokens=num_tokens)
+        alone = time_sizes(dispatcher, timed, prompts, heads, VERSION, num_tokens=num_tokens)
         one = alone[1]["generate_s"]
         print(f"\none task at a time, {num_tokens} tokens each: N, seconds, over N = 1, verifier's share, tokens/s")
         for n, row in alone.items():
@@ -143,7 +143,8 @@ def show_times(stage: Stage) -> None:
         seconds = []
         for reads in (None, reads_of(heads, completions=True) if heads else None):
             requests = [
-                InferenceRequest(
+                Request(
+                    request_id=0,
                     task=task,
                     prompt=prompt,
                     n=n,
@@ -151,11 +152,12 @@ def show_times(stage: Stage) -> None:
                     version=VERSION,
                     mode=REASONING,
                     reads=reads,
+                    returns="samples",
                 )
                 for task, prompt in prompts
             ]
             started_s = time.monotonic()
-            pool.run(requests)
+            dispatcher.run(requests)
             seconds.append(time.monotonic() - started_s)
         first = first or seconds[0]
         print(f"  {n:<4}{seconds[0]:<8.2f}{seconds[0] / first:<8.2f}{seconds[1] / seconds[0]:.2f}")
@@ -176,9 +178,9 @@ def show_grouping(cluster: Any) -> None:
         ]
         forms += [str(numerator), str(numerator + 1), f"{numerator}x+{denominator}", f"{denominator}+{numerator}x"]
         answers.append([forms[int(rng.integers(0, len(forms)))] for _ in range(8)])
-    pool = cluster.make_inference_pool()
+    dispatcher = cluster.make_evaluation_dispatcher()
     started_s = time.monotonic()
-    classes = pool.group_answers(answers)
+    classes = dispatcher.group_answers(answers)
     print(f"\ngrouping 8 x {len(answers)} answers, 2 reward actors: {time.monotonic() - started_s:.1f} s,")
     print(
         f"  {np.mean([len(set(one)) for one in answers]):.1f} texts and {np.mean([len(set(c)) for c in classes]):.1f} classes per task"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.engine import Engine, Sampling
+from actors.engine import Engine
+from actors.types import Sampling
 from tests.gpu.models import DEVICE, IS_TINY, make_rows, random_adapter, small, vocabulary_of
 from tests.gpu.parts import build_engine, learner, timed_update
 

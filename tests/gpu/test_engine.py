@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Sampling
+from actors.types import Sampling
 from tests.gpu.models import IS_TINY, random_adapter, small, vocabulary_of
 from tests.gpu.parts import build_engine, build_policy, logprobs
 

@@ -9,9 +9,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.engine import Sampling
 from actors.learner_group import LearnerGroup
-from actors.types import Prompt
+from actors.types import Prompt, Sampling
 from configs.load import load_config
 from orchestrator import pipeline
 from orchestrator.cluster.cluster import Cluster
@@ -93,6 +92,10 @@ def test_each_of_two_pairs_has_a_gpu_of_its_own_and_shares_it(two_pretended_gpus
 class Pool:
     def __init__(self, log):
         self.log = log
+        self.engines = [Engine(log, f"engine {index}") for index in range(2)]
+
+    def call_serving(self, call):
+        return [call(engine) for engine in self.engines]
 
     def __len__(self):
         return 2
@@ -116,9 +119,7 @@ def make_cluster(log, colocated=True):
     cluster = Cluster.__new__(Cluster)
     config = load_config("quickstart")
     cluster._config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, colocated=colocated))
-    engines = [Engine(log, f"engine {index}") for index in range(2)]
     cluster.engines = Pool(log)
-    cluster._call_serving = lambda pool, call: [call(engine) for engine in engines]
     cluster._learner = SimpleNamespace(release_memory=lambda: log.append("learner releases"))
     return cluster
 

@@ -5,9 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from actors.engine import Sampling
-from actors.rollout import RolloutActor
-from actors.types import Prompt
+from actors.inference import InferenceActor
+from actors.types import Prompt, Sampling
 from configs.schema.run import EngineSection, ModelSection
 from tests.integration.test_engine import make_random_adapter
 
@@ -28,7 +27,7 @@ def actor(loop, tiny_model_dir):
     packed, _ = make_random_adapter(tiny_model_dir, seed=1)
 
     async def start():
-        actor = RolloutActor(
+        actor = InferenceActor(
             model_path=str(tiny_model_dir),
             model=ModelSection(dtype="float32", max_length_tokens=256),
             engine=EngineSection(num_gpus=0, num_threads=1, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=1),

@@ -1,137 +1,38 @@
-"""Dispatcher and cluster on a real Ray, with hand-written actors that fail."""
-
-import os
-import signal
-import time
-from collections import defaultdict
-from dataclasses import replace
+"""The dispatcher on a real Ray, with hand-written actors that fail: training groups and evaluations."""
 
 import pytest
 import ray
 
-from actors.engine import EngineLost, Sampling
-from actors.types import Rollout
-from configs.load import ConfigError, load_config
-from orchestrator.cluster.actor_pool import ActorPool
-from orchestrator.cluster.cluster import Cluster, start_cluster
-from orchestrator.cluster.dispatcher import Dispatcher, GroupRequest, is_lost_actor
-from orchestrator.cluster.placement import misfits, placements
-from rewards.base import Outcome, RewardResult
-from tests.fakes import make_completion, make_prompt, make_ref, make_task
+from actors.types import HardCap
+from orchestrator.cluster.dispatcher import Dispatcher, is_lost_actor
+from orchestrator.evaluation.evaluate import evaluate_caps, make_record
+from tests.fakes import make_request
+from tests.integration.fake_actors import Ledger, make_engines, make_scorers
 
 pytestmark = pytest.mark.integration
 
 
-@ray.remote(concurrency_groups={"heartbeat": 1})
-class Engine:
-    def __init__(self, behaviour="works", ledger=None):
-        self.behaviour, self.ledger = behaviour, ledger
-        if behaviour == "cannot start":
-            raise ValueError("no such model")
-
-    @ray.method(concurrency_group="heartbeat")
-    def ping(self):
-        if self.behaviour == "hangs":
-            time.sleep(600)
-
-    def start(self):
-        pass
-
-    def generate_group(self, prompt, n, sampling, version, cap, drafts):
-        if self.ledger is not None:
-            ray.get(self.ledger.note.remote(prompt.task_id))
-        if self.behaviour == "fails":
-            raise ValueError("no such prompt")
-        if self.behaviour == "loses its engine":
-            raise EngineLost("vLLM's engine is dead")
-        if self.behaviour in ("hangs", "is slow"):
-            time.sleep(600)
-        if self.behaviour == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        completions = tuple(make_completion(version=version) for _ in range(n))
-        return completions, n
-
-    def load_adapter(self, packed, version):
-        if self.behaviour == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        wrong = 1 if self.behaviour == "wrong version" else 0
-        return replace(make_ref(version), version=version + wrong)
-
-
-@ray.remote(concurrency_groups={"heartbeat": 1})
-class Scorer:
-    def __init__(self, behaviour="works"):
-        self.behaviour = behaviour
-
-    @ray.method(concurrency_group="heartbeat")
-    def ping(self):
-        pass
-
-    def start(self):
-        pass
-
-    def score_group(self, task, prompt, completions, step, state):
-        if self.behaviour == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        reward = RewardResult(value=1.0, outcome=Outcome.CORRECT, answer="2")
-        return tuple(Rollout(prompt=prompt, completion=completion, reward=reward) for completion in completions)
-
-
-@ray.remote
-class Ledger:
-    """Which prompts were generated, in order."""
-
-    def __init__(self):
-        self.task_ids = []
-
-    def note(self, task_id):
-        self.task_ids.append(task_id)
-
-    def read(self):
-        return self.task_ids
-
-
-def make_actors(cls, *behaviours, after="works", ledger=None, **settings):
-    """A pool of one actor per behaviour; those that take the place of a lost one behave as `after`."""
-    left = dict(enumerate(behaviours))
-    more = () if ledger is None else (ledger,)
-    settings = {"start_timeout_s": 60, "max_losses": 10, **settings}
-    return ActorPool(
-        "actor",
-        len(behaviours),
-        lambda index: cls.options(num_cpus=0.1).remote(left.pop(index, after), *more),
-        lambda actor: actor.start.remote(),
-        **settings,
-    )
-
-
 def make_dispatcher(engines, scorers=None, timeout_s=60.0):
     again = []
-    scorers = scorers or make_actors(Scorer, "works")
+    scorers = scorers or make_scorers("works")
     dispatcher = Dispatcher(engines, scorers, timeout_s, on_redispatch=again.append)
     engines.wait_for(1)
     scorers.wait_for(1)
     return dispatcher, again
 
 
-def submit(dispatcher, group_id=0):
-    dispatcher.submit(
-        GroupRequest(
-            group_id=group_id,
-            task=make_task(group_id),
-            prompt=make_prompt(group_id),
-            group_size=3,
-            sampling=Sampling(temperature=1.0, max_tokens=4),
-            policy_version=7,
-        )
-    )
+def submit(dispatcher, *indices):
+    for index in indices or (0,):
+        dispatcher.submit(make_request(request_id=index))
 
 
 def finish(dispatcher):
-    """Everything in flight: (group id, version, group size), sorted."""
+    """Everything in flight: (request id, version, group size), sorted."""
     seen = []
     while dispatcher.num_in_flight:
-        seen += [(request.group_id, group.policy_version, len(group.rollouts)) for request, group in dispatcher.wait()]
+        for finished in dispatcher.wait():
+            (version,) = {rollout.completion.policy_version for rollout in finished.rollouts}
+            seen.append((finished.request.request_id, version, len(finished.rollouts)))
     return sorted(seen)
 
 
@@ -139,17 +40,28 @@ def whole(num_groups):
     return [(group_id, 7, 3) for group_id in range(num_groups)]
 
 
+def evaluation(num, **settings):
+    return [make_request(request_id=index, returns="samples", **settings) for index in range(num)]
+
+
+def task_ids(num):
+    return [f"fake/{index}" for index in range(num)]
+
+
+def list_scored(scorers):
+    return sorted(task_id for handle in scorers.handles for task_id in ray.get(handle.list_scored.remote()))
+
+
 def test_groups_come_back_whole_and_once(ray_cluster):
-    dispatcher, again = make_dispatcher(make_actors(Engine, "works", "works"))
-    for group_id in range(10):
-        submit(dispatcher, group_id)
+    dispatcher, again = make_dispatcher(make_engines("works", "works"))
+    submit(dispatcher, *range(10))
     assert finish(dispatcher) == whole(10)
     assert again == []
 
 
 def test_a_failing_call_is_named_with_its_own_words_and_not_repeated(ray_cluster):
     ledger = Ledger.remote()
-    dispatcher, _ = make_dispatcher(make_actors(Engine, "fails", ledger=ledger))
+    dispatcher, _ = make_dispatcher(make_engines("fails", ledger=ledger))
     submit(dispatcher)
     with pytest.raises(RuntimeError, match=r"group 0 was lost: .*no such prompt"):
         dispatcher.wait()
@@ -159,29 +71,28 @@ def test_a_failing_call_is_named_with_its_own_words_and_not_repeated(ray_cluster
 @pytest.mark.parametrize("behaviour", ["dies", "loses its engine"])
 def test_an_engine_that_is_lost_is_replaced_and_its_groups_come_back_once(ray_cluster, behaviour):
     losses = []
-    engines = make_actors(Engine, behaviour, "works", on_loss=losses.append)
+    engines = make_engines(behaviour, "works", on_loss=losses.append)
     dispatcher, again = make_dispatcher(engines)
     engines.wait_for(2)
-    for group_id in range(6):
-        submit(dispatcher, group_id)
+    submit(dispatcher, *range(6))
     assert finish(dispatcher) == whole(6)
     assert [loss.index for loss in losses] == [0]
     assert {(item.call, item.attempt) for item in again} == {("generate", 2)}
     engines.wait_for(2)
-    submit(dispatcher, 0)
-    submit(dispatcher, 1)
+    assert set(engines.load.values()) == {0}
+    submit(dispatcher, 0, 1)
     assert finish(dispatcher) == whole(2)
 
 
 def test_groups_wait_for_the_only_engine_to_come_back(ray_cluster):
-    dispatcher, again = make_dispatcher(make_actors(Engine, "dies"))
+    dispatcher, again = make_dispatcher(make_engines("dies"))
     submit(dispatcher)
     assert finish(dispatcher) == whole(1)
     assert len(again) == 1
 
 
 def test_a_group_that_loses_every_engine_ends_the_run(ray_cluster):
-    dispatcher, _ = make_dispatcher(make_actors(Engine, "dies", after="dies"))
+    dispatcher, _ = make_dispatcher(make_engines("dies", after="dies"))
     submit(dispatcher)
     with pytest.raises(RuntimeError, match="group 0 was lost: 3 attempts to generate it failed"):
         finish(dispatcher)
@@ -189,20 +100,17 @@ def test_a_group_that_loses_every_engine_ends_the_run(ray_cluster):
 
 def test_a_lost_scorer_costs_no_second_generation(ray_cluster):
     ledger = Ledger.remote()
-    engines = make_actors(Engine, "works", ledger=ledger)
-    dispatcher, again = make_dispatcher(engines, make_actors(Scorer, "dies"))
-    for group_id in range(4):
-        submit(dispatcher, group_id)
+    dispatcher, again = make_dispatcher(make_engines("works", ledger=ledger), make_scorers("dies"))
+    submit(dispatcher, *range(4))
     assert finish(dispatcher) == whole(4)
-    assert sorted(ray.get(ledger.read.remote())) == [f"fake/{group_id}" for group_id in range(4)]
+    assert sorted(ray.get(ledger.read.remote())) == task_ids(4)
     assert {item.call for item in again} == {"score"}
 
 
 def test_a_hung_engine_is_told_from_a_slow_one_and_replaced(ray_cluster, monkeypatch):
     monkeypatch.setattr("orchestrator.cluster.dispatcher.WATCH_AFTER_S", 0.5)
     losses = []
-    engines = make_actors(Engine, "hangs", heartbeat_timeout_s=2.0, on_loss=losses.append)
-    dispatcher, _ = make_dispatcher(engines)
+    dispatcher, _ = make_dispatcher(make_engines("hangs", heartbeat_timeout_s=2.0, on_loss=losses.append))
     submit(dispatcher)
     assert finish(dispatcher) == whole(1)
     assert [loss.cause for loss in losses] == ["no sign of life for 2 s"]
@@ -211,7 +119,7 @@ def test_a_hung_engine_is_told_from_a_slow_one_and_replaced(ray_cluster, monkeyp
 def test_a_slow_engine_is_kept_until_the_timeout_which_says_what_is_waited_for(ray_cluster, monkeypatch):
     monkeypatch.setattr("orchestrator.cluster.dispatcher.WATCH_AFTER_S", 0.5)
     losses = []
-    engines = make_actors(Engine, "is slow", heartbeat_timeout_s=2.0, on_loss=losses.append)
+    engines = make_engines("is slow", heartbeat_timeout_s=2.0, on_loss=losses.append)
     dispatcher, _ = make_dispatcher(engines, timeout_s=6)
     submit(dispatcher)
     with pytest.raises(RuntimeError, match=r"no progress for 6 s; 1 groups in generate \(oldest \d+ s\)"):
@@ -219,10 +127,11 @@ def test_a_slow_engine_is_kept_until_the_timeout_which_says_what_is_waited_for(r
     assert losses == []
 
 
-def test_an_actor_that_cannot_start_ends_the_wait_with_its_own_words(ray_cluster):
-    engines = make_actors(Engine, "cannot start", after="cannot start")
-    with pytest.raises(RuntimeError, match=r"3 starts in a row failed; .*no such model"):
-        engines.wait_for(1)
+def test_more_losses_than_allowed_end_the_run(ray_cluster):
+    dispatcher, _ = make_dispatcher(make_engines("dies", max_losses=0))
+    submit(dispatcher)
+    with pytest.raises(RuntimeError, match=r"1 losses \(cluster.max_actor_losses=0\), the last one of actor 0"):
+        finish(dispatcher)
 
 
 def test_an_actor_that_ray_ends_because_its_node_is_out_of_memory_counts_as_lost():
@@ -231,62 +140,92 @@ def test_an_actor_that_ray_ends_because_its_node_is_out_of_memory_counts_as_lost
     assert not is_lost_actor(ray.exceptions.GetTimeoutError("late"))
 
 
-def test_more_losses_than_allowed_end_the_run(ray_cluster):
-    engines = make_actors(Engine, "dies", max_losses=0)
+def test_an_evaluation_comes_back_in_order_as_samples_without_tokens(ray_cluster):
+    scorers = make_scorers("works")
+    dispatcher, _ = make_dispatcher(make_engines("works", "works"), scorers)
+    finished = dispatcher.run(evaluation(20))
+    records = [make_record(one) for one in finished]
+    assert [record.task_id for record in records] == task_ids(20)
+    assert {(record.n, record.mode, len(record.correct), record.tokens) for record in records} == {
+        (3, "reasoning", 3, (4, 4, 4))
+    }
+    assert list_scored(scorers) == sorted(task_ids(20))
+    assert not any(hasattr(sample, "token_ids") for one in finished for sample in one.samples)
+    with pytest.raises(ValueError, match="request 0: expected one for rollouts, got one for samples"):
+        _ = finished[0].rollouts
+
+
+def test_a_cap_cuts_the_very_completions_of_before(ray_cluster):
+    ledger = Ledger.remote()
+    dispatcher, _ = make_dispatcher(make_engines("works", ledger=ledger))
+    drafts = dispatcher.run(evaluation(3))
+    cap = HardCap(num_tokens=2, forced_token_ids=None, answer_tokens=1)
+    records = evaluate_caps(dispatcher, drafts, [cap, cap])
+    assert [record.task_id for record in records] == task_ids(3) * 2
+    assert {record.cap for record in records} == {2}
+    again = dispatcher.run([make_request(returns="samples", cap=cap)], drafts[:1])
+    assert [sample.text for sample in again[0].samples] == ["2 cut"] * 3
+    with pytest.raises(ValueError, match="expected 1 finished requests to cut, got 2"):
+        dispatcher.run(evaluation(1), drafts[:2])
+
+
+def test_completions_to_cut_that_went_with_their_node_are_made_again(ray_cluster):
+    ledger = Ledger.remote()
+    dispatcher, again = make_dispatcher(make_engines({"lost": 2}, ledger=ledger))
+    drafts = dispatcher.run(evaluation(1))
+    cap = HardCap(num_tokens=2, forced_token_ids=None, answer_tokens=1)
+    (record,) = evaluate_caps(dispatcher, drafts, [cap])
+    assert (record.task_id, record.cap, record.n) == ("fake/0", 2, 3)
+    # The draft, the cut that misses it, the draft again, the cut.
+    assert ray.get(ledger.read.remote()) == ["fake/0"] * 4
+    assert len(again) == 1
+
+
+@pytest.mark.parametrize("others", [[], ["works"]])
+def test_an_engine_killed_in_the_middle_costs_no_task_and_none_is_scored_twice(ray_cluster, others):
+    scorers = make_scorers("works")
+    dispatcher, _ = make_dispatcher(make_engines({"fuse": 6}, *others), scorers)
+    finished = dispatcher.run(evaluation(30))
+    assert [one.request.task.task_id for one in finished] == task_ids(30)
+    assert [len(one.samples) for one in finished] == [3] * 30
+    assert list_scored(scorers) == sorted(task_ids(30))
+
+
+def test_completions_that_went_with_their_node_are_made_again_and_the_actors_stay(ray_cluster):
+    scorers, ledger = make_scorers({"lost": 2}), Ledger.remote()
+    engines = make_engines("works", ledger=ledger)
+    dispatcher, again = make_dispatcher(engines, scorers)
+    assert [one.request.task.task_id for one in dispatcher.run(evaluation(4))] == task_ids(4)
+    assert list_scored(scorers) == sorted(task_ids(4))
+    assert len(ray.get(ledger.read.remote())) == 5
+    assert [(item.call, item.attempt) for item in again] == [("generate", 2)]
+    assert engines.num_replacing == scorers.num_replacing == 0
+
+
+def test_a_lost_reward_actor_costs_no_task(ray_cluster):
+    dispatcher, _ = make_dispatcher(make_engines("works"), make_scorers({"fuse": 3}, "works"))
+    assert [one.request.task.task_id for one in dispatcher.run(evaluation(12))] == task_ids(12)
+
+
+def test_requests_without_completions_are_not_scored(ray_cluster):
+    scorers = make_scorers("works")
+    dispatcher, _ = make_dispatcher(make_engines("works"), scorers)
+    assert [one.samples for one in dispatcher.run(evaluation(3, n=0))] == [(), (), ()]
+    assert list_scored(scorers) == []
+
+
+def test_answers_are_grouped_task_by_task_over_all_reward_actors(ray_cluster):
+    dispatcher, _ = make_dispatcher(make_engines("works"), make_scorers("works", "works"))
+    answers = [[str(task), "x", str(task), ""] for task in range(200)]
+    assert dispatcher.group_answers(answers) == [(0, 1, 0, -1)] * 200
+
+
+def test_what_is_cancelled_does_not_come_back(ray_cluster):
+    engines = make_engines({"is_open": False})
     dispatcher, _ = make_dispatcher(engines)
-    submit(dispatcher)
-    with pytest.raises(RuntimeError, match=r"1 losses \(cluster.max_actor_losses=0\), the last one of actor 0"):
-        finish(dispatcher)
-
-
-def test_an_actor_is_started_further_until_it_is_current(ray_cluster):
-    answers = []
-
-    def is_current(answer):
-        answers.append(answer)
-        return len(answers) == 3
-
-    make_actors(Engine, "works", is_current=is_current).wait_for(1)
-    assert len(answers) == 3
-
-
-def make_cluster(*behaviours):
-    cluster = Cluster.__new__(Cluster)
-    cluster._config, cluster._published = load_config("quickstart", []), defaultdict(dict)
-    cluster.engines = cluster.evaluators = make_actors(Engine, *behaviours)
-    cluster.engines.wait_for(len(behaviours))
-    return cluster
-
-
-def test_an_engine_lost_while_loading_an_adapter_is_replaced(ray_cluster):
-    cluster = make_cluster("works", "dies")
-    cluster.load_adapter(make_ref(4), b"")
-    assert cluster.engines.serving == [0]
-    cluster.engines.wait_for(2)
-
-
-def test_an_engine_that_loads_another_version_is_refused(ray_cluster):
-    cluster = make_cluster("works", "wrong version")
-    with pytest.raises(RuntimeError, match=r"actor 1: expected adapter version 4 .* got version 5"):
-        cluster.load_adapter(make_ref(4), b"")
-
-
-def test_more_gpus_than_the_cluster_has_are_refused_before_any_actor_starts(ray_cluster):
-    config = load_config("quickstart", ["learner.num_gpus_per_rank=1"])
-    with pytest.raises(ConfigError, match="GPU"), start_cluster(config, "unused"):
-        pass
-
-
-def test_an_actor_that_fits_no_single_node_is_named_with_what_the_nodes_have():
-    config = load_config("quickstart", ["engine.num_cpus=3"])
-    assert misfits(config, [{"CPU": 2.0}, {"CPU": 2.5}]) == [
-        "rollout: asks for {'CPU': 3.0} on one node, the largest of 2 nodes have {'CPU': 2.5}"
-    ]
-    assert misfits(config, [{"CPU": 2.0}, {"CPU": 3.0}]) == []
-
-
-def test_placement_has_one_group_per_role():
-    config = load_config("paper_3b")
-    bundles = {role: items for role, items, _ in placements(config)}
-    assert bundles["learner"] == [{"CPU": 1.0, "GPU": 1.0}]
-    assert bundles["rollout"] == [{"CPU": 1.0, "GPU": 1.0}]
+    submit(dispatcher, 0, 1)
+    assert dispatcher.num_in("generate") == 2
+    dispatcher.cancel()
+    ray.get(engines.handle(0).open.remote())
+    assert dispatcher.wait() == []
+    assert set(engines.load.values()) == {0}

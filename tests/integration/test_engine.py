@@ -12,10 +12,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import adapters
-from actors.engine import Sampling
 from actors.engine_arguments import engine_arguments
-from actors.rollout import BASE_VERSION, RolloutActor
-from actors.types import HardCap, Prompt
+from actors.inference import InferenceActor
+from actors.types import BASE_VERSION, HardCap, Prompt, Sampling
 from configs.schema.run import EngineSection, LoraSection, ModelSection
 from orchestrator.rl.probe import cap_problem
 
@@ -61,7 +60,7 @@ def loop():
 @pytest.fixture(scope="module")
 def actor(loop, tiny_model_dir):
     async def start():
-        actor = RolloutActor(
+        actor = InferenceActor(
             model_path=str(tiny_model_dir),
             model=ModelSection(dtype="float32", max_length_tokens=256),
             engine=EngineSection(num_gpus=0, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=1),

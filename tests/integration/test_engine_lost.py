@@ -8,8 +8,9 @@ import numpy as np
 import psutil
 import pytest
 
-from actors.engine import Engine, EngineLost, Sampling
+from actors.engine import Engine, EngineLost
 from actors.owned_directory import children_shared_memory
+from actors.types import Sampling
 from configs.schema.run import EngineSection, ModelSection
 from orchestrator.rl.probe import PROBE_VERSION
 from tests.deploy.exports import make_adapter

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Sampling
 from actors.heads import ema_pool
 from actors.masked_lora import AdapterState, start_mask
+from actors.types import Sampling
 from configs.schema.run import EngineSection
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.integration.masked_setup import LORA, MASKED, ORDINARY, SCALE, make_policy, make_prompt, start_engine

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from actors import adapters
-from actors.engine import Sampling
 from actors.heads import Heads, Switcher, Verifier, ema_pool, pack_heads
-from actors.inference import BASE, REASONING, SWITCHED, InferenceActor
+from actors.inference import InferenceActor
 from actors.masked_lora import peft_config
-from actors.rollout import BASE_VERSION
-from actors.types import Prompt, Reads
+from actors.types import BASE, BASE_VERSION, REASONING, SWITCHED, Prompt, Reads, Sampling
 from configs.schema.run import EngineSection, ModelSection
 from tests.actors.dense_reference import DenseReference, random_adapter
+from tests.fakes import make_request
 from tests.integration.masked_setup import LORA, MASKED, SCALE
 from tests.integration.test_hidden_states import states_of
 
@@ -23,6 +22,7 @@ H, NUM_TOKENS, N = 192, 40, 3
 TOLERANCE = 1e-4
 """Of probabilities."""
 SAMPLING = Sampling(temperature=1.0, max_tokens=20)
+ASK = {"sampling": SAMPLING, "version": MASKED}
 READS = Reads(chunk_tokens=16, ema_alpha=0.5, verification_prompt="?", prompt=True, completions=True)
 
 
@@ -103,15 +103,15 @@ def test_the_switcher_chooses_the_mode_and_both_scores_are_those_of_the_referenc
 
     async def infer():
         await actor.load_heads(pack_heads(heads))
-        return await actor.infer(prompt, N, SAMPLING, MASKED, SWITCHED, READS)
+        return await actor.infer(make_request(prompt, **ASK, n=N, mode=SWITCHED, reads=READS))
 
-    found = loop.run_until_complete(infer())
+    completions, found = loop.run_until_complete(infer())
     assert found.mode == mode
     assert found.switcher_score == pytest.approx(score, abs=TOLERANCE)
     version = MASKED if mode == REASONING else BASE_VERSION
-    assert [completion.policy_version for completion in found.completions] == [version] * N
+    assert [completion.policy_version for completion in completions] == [version] * N
     appended = actor._tokenizer("?", add_special_tokens=False)["input_ids"]
-    for completion, verified in zip(found.completions, found.verifier_scores, strict=True):
+    for completion, verified in zip(completions, found.verifier_scores, strict=True):
         row = np.concatenate([prompt.token_ids, completion.token_ids, appended])
         last = states_of(reference, row, prompt.start if mode == REASONING else None)[-1]
         assert verified == pytest.approx(heads.verifier.scores(last[None])[0], abs=TOLERANCE)
@@ -122,19 +122,19 @@ def test_the_switcher_chooses_the_mode_and_both_scores_are_those_of_the_referenc
 def test_without_completions_only_the_prompt_is_read(loop, actor, prompt):
     async def infer():
         await actor.load_heads(pack_heads(make_heads(0.5)))
-        return await actor.infer(prompt, 0, SAMPLING, MASKED, BASE, READS)
+        return await actor.infer(make_request(prompt, **ASK, n=0, mode=BASE, reads=READS))
 
-    found = loop.run_until_complete(infer())
-    assert found.completions == ()
+    completions, found = loop.run_until_complete(infer())
+    assert completions == ()
     assert found.verifier_scores is None
     assert 0 < found.switcher_score < 1
 
 
 def test_what_cannot_be_done_is_refused(loop, actor, prompt):
     with pytest.raises(ValueError, match="mode: expected one of base, reasoning, switched, got 'fast'"):
-        loop.run_until_complete(actor.infer(prompt, 1, SAMPLING, MASKED, "fast"))
+        loop.run_until_complete(actor.infer(make_request(prompt, **ASK, mode="fast")))
     with pytest.raises(ValueError, match="expected heads that are loaded and a prompt that is read"):
-        loop.run_until_complete(actor.infer(prompt, 1, SAMPLING, MASKED, SWITCHED))
+        loop.run_until_complete(actor.infer(make_request(prompt, **ASK, mode=SWITCHED)))
     unwritable = Reads(chunk_tokens=16, ema_alpha=0.5, verification_prompt="é", completions=True)
     with pytest.raises(ValueError, match=r"heads.verification_prompt: expected text that the model has tokens for"):
-        loop.run_until_complete(actor.infer(prompt, 1, SAMPLING, MASKED, BASE, unwritable))
+        loop.run_until_complete(actor.infer(make_request(prompt, **ASK, mode=BASE, reads=unwritable)))

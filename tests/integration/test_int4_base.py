@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import Sampling
+from actors.types import Sampling
 from configs.schema.run import EngineSection
 from deploy.export.quantize import quantised_base
 from tests.integration.masked_setup import LORA, MASKED, learner_logprobs, make_policy, make_prompt, start_engine

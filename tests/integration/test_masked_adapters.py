@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from actors.engine import Sampling
+from actors.types import Sampling
 from configs.schema.run import EngineSection
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.integration.masked_setup import (

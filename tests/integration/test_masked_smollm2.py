@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.engine import Sampling
+from actors.types import Sampling
 from configs.schema.run import EngineSection
 from orchestrator.tools.fetch_model import fetch_model
 from tests.actors.dense_reference import DenseReference, random_adapter

@@ -125,11 +125,10 @@ def test_nodes_have_the_model_before_any_engine_is_made(ray_cluster, hub, monkey
     )
     monkeypatch.setattr(Cluster, "_make_ranks", lambda self: order.append("ranks") or [])
     monkeypatch.setattr(Cluster, "_make_engine_pool", lambda self, *_: order.append("engines"))
-    monkeypatch.setattr(Cluster, "_make_pool", lambda self, *_, **__: order.append("reward actors"))
+    monkeypatch.setattr("orchestrator.cluster.cluster.ActorPool", lambda *_, **__: order.append("reward actors"))
     config = load_config("quickstart", ["model.path=org/tiny"])
     cluster = Cluster(config, *for_actors(config), lambda event, details: None)
-    for group in cluster._groups.values():
-        ray.util.remove_placement_group(group)
+    cluster._reservation.release()
     assert order == ["fetch on 1", "ranks", "engines", "reward actors"]
 
 

@@ -93,6 +93,6 @@ def test_reports_count_routine_events_and_list_the_others(tmp_path):
 
 
 def test_drops_are_counted_by_reason():
-    metrics = {"rollout/dropped_constant": 3.0, "rollout/dropped_stale": 0.0, "rollout/dropped_frac": 0.5}
+    metrics = {"rollout/dropped_constant": 3.0, "rollout/dropped_frac": 0.5}
     assert num_dropped(metrics) == {"constant": 3}
     assert num_dropped({"train/loss": 1.0}) == {}

@@ -7,7 +7,6 @@ import pytest
 
 from actors import adapters
 from actors.types import HardCap
-from orchestrator.rl import probe
 from orchestrator.rl.probe import cap_problem, logprob_distance, prove_adapters_reach, prove_cap_holds
 from tests.fakes import make_completion, make_prompt
 
@@ -18,13 +17,16 @@ class FakeEngines:
     def __init__(self, logprob_of):
         self._logprob_of = logprob_of
         self.loaded = []
-        self.generate = self
+        self.engines = self.generate = self
 
     def load_adapter(self, ref, packed):
         self.loaded.append(packed)
 
-    def ask_engines(self, call):
+    def ask(self, call):
         return {(0, self): call(self)}
+
+    def fetch(self, reference):
+        return reference
 
     def remote(self, prompt, n, sampling, version):
         completion = make_completion(num_tokens=2)
@@ -33,10 +35,9 @@ class FakeEngines:
 
 
 @pytest.fixture
-def packed(monkeypatch):
+def packed():
     import torch
 
-    monkeypatch.setattr(probe.ray, "get", lambda value, timeout=None: value)
     return adapters.pack({"a.lora_A.weight": torch.ones(2, 2)}, {"r": 2})
 
 
@@ -63,7 +64,7 @@ def test_an_engine_that_keeps_the_probe_is_found_out(packed):
 def test_an_engine_lost_between_the_probes_is_left_out_and_with_none_left_all_begins_anew(packed):
     engines = FakeEngines(lambda loaded: -0.5 if loaded[-1] == packed else -0.9)
     names = iter("aabccc")
-    engines.ask_engines = lambda call: {(0, next(names)): call(engines)}
+    engines.ask = lambda call: {(0, next(names)): call(engines)}
     prove(engines, packed)
     assert len(engines.loaded) == 6
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.engine import Sampling
+from actors.types import Sampling
 from configs.schema.run import RlSection
 from orchestrator.record.checkpoint import TaskCursor
 from orchestrator.rl.rollout_pool import RolloutPool, check_stamps, choose_groups

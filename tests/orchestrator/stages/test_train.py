@@ -16,12 +16,11 @@ GROUPS = [make_group([1.0, 0.0], group_id=3), make_group([1.0, 1.0], group_id=4,
 
 def step(settings, kl=0.02, reward_kl=0.0, state=None):
     config = load_config("quickstart", settings)
-    update = UpdateResult(policy_version=1, metrics={"train/kl": kl})
+    update = UpdateResult(policy_version=1, metrics={}, kl=kl)
     batch = TrainBatch(rows_per_rank=((),), num_loss_tokens=1, reward_kl=reward_kl)
     dropped = DroppedGroup(group_id=4, reason="constant", rollouts=GROUPS[1].rollouts)
-    lost = DroppedGroup(group_id=5, reason="lost", rollouts=())
     state = state or StageState(kl_beta=config.rl.kl_beta)
-    return next_state(state, update, batch, [GROUPS[0], dropped, lost], config)
+    return next_state(state, update, batch, [GROUPS[0], dropped], config)
 
 
 def test_the_kl_weight_follows_the_measured_kl_where_there_is_a_target():

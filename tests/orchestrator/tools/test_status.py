@@ -19,7 +19,6 @@ STEP = {
         "rollout/staleness_max": 1.0,
         "rollout/logprob_gap_mean": 0.0123,
         "rollout/dropped_constant": 2.0,
-        "rollout/dropped_stale": 1.0,
     },
 }
 
@@ -48,7 +47,7 @@ def test_a_run_at_work_says_where_it_stands(run_dir):
     assert lines["stage"] == "rl, step 30 of 100, 4.0 s a step, about 5 min left"
     assert lines["learning"] == "reward 0.50, accuracy 75.0%, 120 tokens a completion"
     assert lines["speed"] == "1,234 tokens/s; rollouts 3.0 s, update 0.8 s, publishing 0.2 s"
-    assert lines["health"] == "staleness at most 1, logprob gap 0.0123 nats, 30 groups dropped in 10 steps"
+    assert lines["health"] == "staleness at most 1, logprob gap 0.0123 nats, 20 groups dropped in 10 steps"
     assert lines["losses"] == "1 × rollout actor; 0 calls made again"
     assert "cluster: restarted, role: rollout actor" in lines["last event"]
     assert len(render(lines).splitlines()) <= 10
