@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import importlib.resources
+import json
+import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,19 +62,19 @@ def _walk(section: type, prefix: str) -> Iterator[tuple[str, _Leaf | None]]:
 _KEYS = dict(_walk(RunConfig, ""))
 
 
-def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path | str | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
     """The defaults of `configs.schema`, then the YAML file, then the overrides; later ones win.
 
-    `path` is a YAML file, or the bare name of one that this package ships (`quickstart`). An override is
-    `dotted.key=value` with a YAML value (`budget.buckets_tokens=[40,80]`); text settings take the value as it
-    stands, unless it is in quotes. OmegaConf's interpolations, such as `${oc.env:HOME}`, are resolved.
+    `path` is a YAML file, or the bare name of one that this package ships (`quickstart`). Overrides are dotted keys with
+    their values, `{"budget.buckets_tokens": [40, 80]}`, or what a command line has, `budget.buckets_tokens=[40,80]`,
+    with a YAML value; there text settings take the value as it stands, unless it is in quotes. OmegaConf's interpolations, such as `${oc.env:HOME}`, are resolved.
 
     Raises ConfigError with all problems: of the file, of keys, of types, and what `configs.checks` finds.
     """
     problems: list[str] = []
     file_settings = _read_file(path, problems) if path is not None else {}
     broken_file = bool(problems) and not file_settings
-    override_settings = _read_overrides(overrides, problems)
+    override_settings = _read_overrides(as_overrides(overrides), problems)
     settings = file_settings | override_settings
     origins = dict.fromkeys(file_settings, str(path)) | dict.fromkeys(override_settings, COMMAND_LINE)
 
@@ -92,6 +94,21 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> RunCo
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def as_overrides(settings: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Settings as a command line has them: `{"rl.kl_beta": 1e-3}` → `["rl.kl_beta=0.001"]`.
+
+    Raises ConfigError naming a value that is no text, number, truth value or list of them.
+    """
+    if not isinstance(settings, Mapping):
+        return list(settings)
+    try:
+        return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in settings.items()]
+    except TypeError as error:
+        raise ConfigError(
+            [f"settings: expected texts, numbers, truth values and lists of them, found {error}"]
+        ) from error
 
 
 def split_axes(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:

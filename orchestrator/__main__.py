@@ -16,7 +16,7 @@ from orchestrator.record.redaction import MaskingFormatter, masked
 
 if TYPE_CHECKING:
     from configs.load import ConfigError
-    from configs.schema.run import RunConfig
+    from orchestrator.api import RunResult, SweepResult
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -162,98 +162,56 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         directory = fetch_model(arguments.model, arguments.directory)
         print(f"{arguments.model} is in {directory}; use it with model.path={directory}")
         return {"model": str(directory)}
-    if name == "report":
-        return report_again(arguments.run_dir)
-    if name == "status":
-        from orchestrator.tools.status import read_status, render
-
-        lines = read_status(arguments.run_dir)
-        print(render(lines))
-        return lines
     if name == "doctor":
         from orchestrator.tools.doctor import diagnose
 
         return diagnose(arguments.config, arguments.overrides)
-    if name == "sweep":
-        from configs.load import load_config, split_axes
-
-        prepare_ray(load_config(arguments.config, split_axes(arguments.overrides)[1]))
-        from orchestrator.sweep import sweep
-
-        return show_sweep(sweep(arguments.config, arguments.overrides))
     from configs.load import load_config
+    from orchestrator import api
 
+    if name == "report":
+        return show(api.report(arguments.run_dir))
+    if name == "status":
+        from orchestrator.tools.status import render
+
+        lines = api.status(arguments.run_dir)
+        print(render(lines))
+        return dict(lines)
+    if name == "sweep":
+        return show(api.sweep(arguments.config, arguments.overrides))
     config = load_config(arguments.config, arguments.overrides)
     if name == "plan":
-        from orchestrator.tools.plan import check_hub, make_plan
-
-        check_hub(config)
-        plan = make_plan(config)
+        plan = api.plan(config)
         print(plan.text)
         return plan.as_dict()
-    prepare_ray(config)
-    from orchestrator import pipeline
-
     if name == "export":
-        return show_report(pipeline.export_only(config, arguments.force, arguments.stage))
-    stages: dict[str, tuple[str, ...]] = {
-        "sft": ("sft",),
-        "train": ("rl",),
-        "fit-heads": ("heads",),
-        "evaluate": ("evaluate", "protocols"),
-    }
-    result = show_report(pipeline.run(config, stages.get(name, pipeline.STAGES)))
+        return show(api.export(config, force=arguments.force, stage=arguments.stage))
+    if name == "evaluate":
+        return show(api.evaluate(config))
+    stages = {"sft": ("sft",), "train": ("rl",), "fit-heads": ("heads",)}
+    result = api.run(config, stages[name]) if name in stages else api.run(config)
+    shown = show(result)
     if name == "quickstart":
         from orchestrator.stages.export import ask
 
         print(f"on a device: {ask(config)}")
-    return result
+    return shown
 
 
-def prepare_ray(config: "RunConfig") -> None:
-    """Before Ray is imported."""
-    from orchestrator.cluster.ray_address import names_cluster, prepare_own_cluster
+def show(result: "RunResult | SweepResult") -> dict[str, Any]:
+    """Print the summary table and where the report is; what `--json` prints."""
+    if (result.directory / "sweep.json").is_file():
+        print(result.report.with_suffix(".md").read_text().partition("## Figures")[0].strip())
+        print(f"report: {result.report}")
+    else:
+        from orchestrator.report.run import terminal_table
 
-    if not names_cluster(config.cluster.address):
-        prepare_own_cluster()
-
-
-def report_again(run_dir: Path) -> dict[str, Any]:
-    """Of a run, or of a sweep with all its trials. A run that is going on writes its own."""
-    from orchestrator.record.run_files import SWEEP_LOCK_FILE, sole_writer
-    from orchestrator.report.run import build_report, require_run_dir
-
-    if not (run_dir / "sweep.json").is_file():
-        require_run_dir(run_dir)
-        with sole_writer(run_dir):
-            return show_report(build_report(run_dir))
-    from orchestrator.report.sweep import build_sweep_report
-
-    with sole_writer(run_dir, SWEEP_LOCK_FILE):
-        for trial in sorted((run_dir / "trials").glob("*/config.yaml")):
-            with sole_writer(trial.parent):
-                build_report(trial.parent)
-        return show_sweep(build_sweep_report(run_dir))
-
-
-def show_sweep(path: Path) -> dict[str, Any]:
-    """Print the table and where the report is."""
-    print(path.with_suffix(".md").read_text().partition("## Figures")[0].strip())
-    print(f"report: {path}")
-    return {"report": str(path), "summary": json.loads((path.parent / "summary.json").read_text())}
-
-
-def show_report(path: Path) -> dict[str, Any]:
-    """Print the summary table and where the report is."""
-    from orchestrator.report.run import terminal_table
-
-    summary = json.loads((path.parent / "summary.json").read_text())
-    print(terminal_table(summary))
-    print(f"report: {path}")
-    export = path.parent / "export"
-    if export.is_dir():
-        print(f"export: {export}; ask it with `terse device {export} --interactive`")
-    return {"report": str(path), "summary": summary}
+        print(terminal_table(result.summary))
+        print(f"report: {result.report}")
+        export = result.directory / "export"
+        if export.is_dir():
+            print(f"export: {export}; ask it with `terse device {export} --interactive`")
+    return {"report": str(result.report), "summary": result.summary}
 
 
 def format_problems(error: "ConfigError") -> str:
@@ -267,7 +225,7 @@ def set_up_logging(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    for package in ("orchestrator", "actors", "rewards", "configs", "deploy"):
+    for package in ("terse", "orchestrator", "actors", "rewards", "configs", "deploy"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("configs", "rewards", "actors", "deploy", "orchestrator")
+LAYERS = ("configs", "rewards", "actors", "deploy", "orchestrator", "terse")
 """A folder imports only from folders to its left, and from itself."""
 ROOMS = (
     *("record", "data", "cluster", "stage", "rl", "evaluation", "report", "tools", "stages"),
-    *("pipeline", "sweep", "__main__"),
+    *("pipeline", "sweep", "api", "__main__"),
 )
 """Folders and files of `orchestrator/`: each imports only from those to its left, and from itself."""
 DEVICE_LIBRARIES = {"jinja2", "numpy", "safetensors", "tokenizers", "xllamacpp"}

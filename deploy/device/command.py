@@ -14,7 +14,7 @@ from typing import Any
 
 from deploy.device.arguments import add_arguments
 from deploy.device.benchmark import benchmark_table, run_benchmark
-from deploy.device.runtime import Answer, DeviceModel, PromptError, Request
+from deploy.device.runtime import Answer, DeviceModel, PromptError, Question, load_export
 from deploy.manifest import ExportError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -24,7 +24,7 @@ def run_device(arguments: argparse.Namespace) -> int:
     """Exit status: 0, 1 for an export that cannot be used, 2 for a request that cannot be answered. Problems go to
     stderr in one line each."""
     try:
-        with DeviceModel(arguments.directory, arguments.threads, arguments.kv) as device:
+        with load_export(arguments.directory, arguments.threads, arguments.kv) as device:
             if arguments.benchmark:
                 return _benchmark(device, arguments)
             if arguments.interactive:
@@ -50,7 +50,7 @@ def as_dict(answer: Answer) -> dict[str, Any]:
 
 
 def _ask(device: DeviceModel, arguments: argparse.Namespace, question: str) -> None:
-    request = Request(
+    request = Question(
         question=question,
         mode=arguments.mode,
         num_completions=arguments.n,

@@ -52,7 +52,7 @@ class PromptError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Question:
     """One question."""
 
     question: str
@@ -105,11 +105,12 @@ class Answer:
 class DeviceModel:
     """An export in memory. Close it, or use it as a context manager."""
 
-    def __init__(self, directory: Path, num_threads: int = 0, kv_type: KvType = "f16") -> None:
+    def __init__(self, directory: Path | str, num_threads: int = 0, kv_type: KvType = "f16") -> None:
         """`num_threads` 0: one for each core this process may use, or one for a small base. Raises ExportError, naming
         the file, for an export that is damaged or does not fit together, PromptError for another number of threads."""
         if not 0 <= num_threads <= MAX_THREADS:
             raise PromptError(f"threads: expected from 0 to {MAX_THREADS}, found {num_threads}")
+        directory = Path(directory)
         self.manifest = read_manifest(directory)
         check_files(directory, self.manifest)
         self.chat = Chat(directory / TOKENIZER_DIR)
@@ -156,7 +157,11 @@ class DeviceModel:
         self._context = None
         self.model.close()
 
-    def answer(self, request: Request, on_event: OnEvent = lambda kind, value: None) -> Answer:
+    def ask(self, question: str, **settings: Any) -> Answer:
+        """`answer` for a question in one call; `settings` are the other fields of `Question`."""
+        return self.answer(Question(question=question, **settings))
+
+    def answer(self, request: Question, on_event: OnEvent = lambda kind, value: None) -> Answer:
         """Raises PromptError for an empty or too long prompt, and for settings out of range."""
         started_s = time.perf_counter()
         prompt = self.prompt_token_ids(request)
@@ -193,7 +198,7 @@ class DeviceModel:
         }
         return self._conclude(mode, probability, grown, scores, len(prompt), timings)
 
-    def prompt_token_ids(self, request: Request) -> list[int]:
+    def prompt_token_ids(self, request: Question) -> list[int]:
         """The chat with the budget named in it, as tokens `[P]`."""
         if not request.question.strip():
             raise PromptError("the prompt is empty; expected a question")
@@ -269,7 +274,7 @@ class DeviceModel:
             timings=timings,
         )
 
-    def _sampling(self, request: Request) -> Sampling:
+    def _sampling(self, request: Question) -> Sampling:
         temperature = request.temperature
         if temperature is None:
             temperature = self.manifest.sampling["temperature"]
@@ -279,7 +284,7 @@ class DeviceModel:
             raise PromptError(f"seed: expected at least 0, found {request.seed}")
         return Sampling(temperature=temperature, top_p=self.manifest.sampling["top_p"], seed=request.seed)
 
-    def _limits(self, request: Request, num_prompt_tokens: int) -> Limits:
+    def _limits(self, request: Question, num_prompt_tokens: int) -> Limits:
         manifest = self.manifest
         if not 1 <= request.num_completions <= MAX_SEQUENCES:
             raise PromptError(f"n: expected from 1 to {MAX_SEQUENCES} completions, found {request.num_completions}")
@@ -356,3 +361,8 @@ def _decode_prompt(
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_export(directory: Path | str, num_threads: int = 0, kv_type: KvType = "f16") -> DeviceModel:
+    """An export, ready to answer; see `DeviceModel`."""
+    return DeviceModel(directory, num_threads, kv_type)

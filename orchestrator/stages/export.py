@@ -200,13 +200,13 @@ def check_parity(
 
 def ask(config: RunConfig) -> str:
     """What the export says to the first held-out question, as the command `device` shows it."""
-    from deploy.device.runtime import DeviceModel, Request
+    from deploy.device.runtime import DeviceModel, Question
 
     directory = config.run_dir / EXPORT_DIR
     task, _ = held_out_prompts(config, load_tokenizer(str(native_base(config)), config.model))[0]
     with DeviceModel(directory) as device:
         question = task.messages[-1]["content"]
-        answer = device.answer(Request(question=question))
+        answer = device.answer(Question(question=question))
     return f"{question} → {answer.text.strip()} ({answer.mode}, {answer.timings['tokens_per_s']:.0f} tokens/s)"
 
 

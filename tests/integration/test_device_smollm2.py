@@ -14,7 +14,7 @@ from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers, peft
 from configs.schema.export import ExportSection
 from configs.schema.run import LoraSection
 from deploy.device.llama import LlamaModel
-from deploy.device.runtime import DeviceModel, Request
+from deploy.device.runtime import DeviceModel, Question
 from deploy.export import gguf
 from deploy.export.parity import ParityTask, Reference, measure
 from tests.deploy.exports import make_export
@@ -50,7 +50,7 @@ def export(tmp_path_factory):
 def test_f16_says_what_torch_says(export):
     with DeviceModel(export) as device:
         tasks = [
-            ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Request(question=q))), reference_answer="")
+            ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Question(question=q))), reference_answer="")
             for q in QUESTIONS
         ]
         report = measure(device, Reference(MODEL, export / "adapter"), tasks, 48, lambda text, task: True)

@@ -90,7 +90,7 @@ def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
     def fail(directory):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("orchestrator.__main__.report_again", fail)
+    monkeypatch.setattr("orchestrator.api.report", fail)
     assert main(["report", str(tmp_path)]) == FAILED
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == f"terse report failed: 'a bug' (traceback: {tmp_path / 'errors.log'})"

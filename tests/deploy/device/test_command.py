@@ -14,7 +14,7 @@ import torch
 from deploy.device.command import main
 from deploy.device.decoding import Growing, Limits, Sampling, most_likely, sample
 from deploy.device.heads import PromptPooler
-from deploy.device.runtime import DeviceModel, PromptError, Request, turn_adapter_on
+from deploy.device.runtime import DeviceModel, PromptError, Question, turn_adapter_on
 from deploy.export.parity import Reference
 from deploy.manifest import MANIFEST_FILE
 from tests.deploy.exports import make_adapter, make_export
@@ -41,7 +41,7 @@ def reference(random_model, plain_export):
 
 
 def greedy(device, **changes):
-    return device.answer(Request(question=QUESTION, temperature=0.0, cap=None, **changes))
+    return device.answer(Question(question=QUESTION, temperature=0.0, cap=None, **changes))
 
 
 def test_prompts_are_those_of_the_training_stack(device, random_model):
@@ -54,14 +54,14 @@ def test_prompts_are_those_of_the_training_stack(device, random_model):
     messages = with_budget([{"role": "user", "content": QUESTION}], 30, budget)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert device.prompt_token_ids(Request(question=QUESTION, budget_tokens=30)) == expected
+    assert device.prompt_token_ids(Question(question=QUESTION, budget_tokens=30)) == expected
     # The middle of (12, 30), rounded up.
-    assert device.prompt_token_ids(Request(question=QUESTION)) == expected
-    assert device.prompt_token_ids(Request(question=QUESTION, budget_tokens=0)) != expected
+    assert device.prompt_token_ids(Question(question=QUESTION)) == expected
+    assert device.prompt_token_ids(Question(question=QUESTION, budget_tokens=0)) != expected
 
 
 def test_reasoning_has_the_adapter_on_from_the_last_prompt_token(device, reference):
-    prompt = device.prompt_token_ids(Request(question=QUESTION))
+    prompt = device.prompt_token_ids(Question(question=QUESTION))
     start = len(prompt) - 1
     context = device.make_context(64, 1)
     device.prefill(context, prompt, "reasoning")
@@ -78,7 +78,7 @@ def test_reasoning_has_the_adapter_on_from_the_last_prompt_token(device, referen
 @pytest.mark.parametrize("mode", ["base", "reasoning"])
 def test_greedy_completions_are_those_of_torch(device, reference, mode):
     answer = greedy(device, mode=mode)
-    prompt = device.prompt_token_ids(Request(question=QUESTION))
+    prompt = device.prompt_token_ids(Question(question=QUESTION))
     start = len(prompt) - 1 if mode == "reasoning" else None
     expected = reference.complete(prompt, start, 128 - len(prompt), frozenset([5]))
     assert list(answer.completions[0].token_ids) == expected
@@ -92,7 +92,7 @@ def test_keys_and_values_can_be_kept_in_8_bits(tmp_path, tiny_model_dir):
     logits = {}
     for kv in ("f16", "q8_0"):
         with DeviceModel(directory, num_threads=1, kv_type=kv) as device:
-            prompt = device.prompt_token_ids(Request(question=QUESTION))
+            prompt = device.prompt_token_ids(Question(question=QUESTION))
             context = device.make_context(64, 1)
             _, _, logits[kv] = device.prefill(context, prompt, "base")
     difference = np.abs(logits["f16"] - logits["q8_0"]).max()
@@ -100,7 +100,7 @@ def test_keys_and_values_can_be_kept_in_8_bits(tmp_path, tiny_model_dir):
 
 
 def test_switching_after_the_base_gives_what_reasoning_alone_gives(device):
-    prompt = device.prompt_token_ids(Request(question=QUESTION))
+    prompt = device.prompt_token_ids(Question(question=QUESTION))
     context = device.make_context(64, 1)
     device.prefill(context, prompt, "reasoning")
     alone = turn_adapter_on(context, prompt)
@@ -112,19 +112,19 @@ def test_switching_after_the_base_gives_what_reasoning_alone_gives(device):
 
 def test_a_completion_does_not_depend_on_how_many_siblings_it_has(device):
     request = {"question": QUESTION, "mode": "reasoning", "seed": 3, "cap": 20}
-    alone = device.answer(Request(**request)).completions
-    many = device.answer(Request(**request, num_completions=5)).completions
+    alone = device.answer(Question(**request)).completions
+    many = device.answer(Question(**request, num_completions=5)).completions
     assert len(many) == 5
     assert many[0].token_ids == alone[0].token_ids
     assert len({completion.token_ids for completion in many}) == 5
-    assert device.answer(Request(**request, num_completions=5)).completions == many
+    assert device.answer(Question(**request, num_completions=5)).completions == many
 
 
 def test_a_cap_cuts_and_forces_an_answer(device):
     free = greedy(device, mode="base").completions[0]
     capped = greedy(device, mode="base", num_completions=2).completions
     assert free.token_ids == capped[0].token_ids == capped[1].token_ids
-    cut = device.answer(Request(question=QUESTION, mode="base", temperature=0.0, cap=4)).completions[0]
+    cut = device.answer(Question(question=QUESTION, mode="base", temperature=0.0, cap=4)).completions[0]
     assert cut.token_ids[:4] == free.token_ids[:4]
     assert cut.token_ids[4:6] == (7, 20)
     assert cut.num_forced == 2
@@ -167,8 +167,8 @@ def test_the_most_likely_tokens_are_those_of_a_full_sort(width, spread):
 
 
 def test_the_switcher_decides_from_the_base_states_of_the_prompt(judged, reference):
-    answer = judged.answer(Request(question=QUESTION, cap=4))
-    prompt = judged.prompt_token_ids(Request(question=QUESTION))
+    answer = judged.answer(Question(question=QUESTION, cap=4))
+    prompt = judged.prompt_token_ids(Question(question=QUESTION))
     pooler = PromptPooler(4, 0.5)
     for state in reference.states(prompt, None).numpy():
         pooler.add(state)
@@ -176,23 +176,23 @@ def test_the_switcher_decides_from_the_base_states_of_the_prompt(judged, referen
     assert answer.switcher_probability == pytest.approx(expected, abs=0.01)
     assert 0.02 < expected < 0.98
     assert answer.mode == ("reasoning" if expected >= 0.5 else "base")
-    assert judged.answer(Request(question=QUESTION, cap=4, mode="base")).switcher_probability is None
+    assert judged.answer(Question(question=QUESTION, cap=4, mode="base")).switcher_probability is None
 
 
 @pytest.mark.parametrize(("threshold", "mode"), [(0.0, "reasoning"), (1.0, "base")])
 def test_the_threshold_chooses_the_mode(tmp_path, random_model, random_adapter, threshold, mode):
     directory = make_export(tmp_path / "export", random_model, random_adapter, threshold=threshold)
     with DeviceModel(directory, num_threads=1) as device:
-        chosen = device.answer(Request(question=QUESTION, temperature=0.0, cap=8))
-        asked = device.answer(Request(question=QUESTION, temperature=0.0, cap=8, mode=mode))
+        chosen = device.answer(Question(question=QUESTION, temperature=0.0, cap=8))
+        asked = device.answer(Question(question=QUESTION, temperature=0.0, cap=8, mode=mode))
     assert chosen.mode == mode
     assert chosen.completions[0].token_ids == asked.completions[0].token_ids
 
 
 @pytest.mark.parametrize("mode", ["base", "reasoning"])
 def test_the_verifier_reads_the_state_behind_its_prompt_in_the_mode_of_the_completion(judged, reference, mode):
-    answer = judged.answer(Request(question=QUESTION, cap=6, mode=mode, num_completions=3, seed=1))
-    prompt = judged.prompt_token_ids(Request(question=QUESTION))
+    answer = judged.answer(Question(question=QUESTION, cap=6, mode=mode, num_completions=3, seed=1))
+    prompt = judged.prompt_token_ids(Question(question=QUESTION))
     suffix = judged.chat.encode("Is it right?")
     assert len({completion.token_ids for completion in answer.completions}) == 3
     for completion in answer.completions:
@@ -204,7 +204,7 @@ def test_the_verifier_reads_the_state_behind_its_prompt_in_the_mode_of_the_compl
 
 def test_text_is_streamed_as_it_is_decoded(device):
     events = []
-    answer = device.answer(Request(question=QUESTION, mode="reasoning", cap=12), lambda *event: events.append(event))
+    answer = device.answer(Question(question=QUESTION, mode="reasoning", cap=12), lambda *event: events.append(event))
     assert events[0] == ("mode", ("reasoning", None))
     assert "".join(text for kind, (number, text) in events[1:] if number == 0) == answer.completions[0].text
     assert answer.timings["first_token_s"] > 0
@@ -224,7 +224,7 @@ def test_text_is_streamed_as_it_is_decoded(device):
 )
 def test_requests_that_cannot_be_answered_are_refused(device, changes, message):
     with pytest.raises(PromptError, match=message):
-        device.answer(Request(**{"question": QUESTION, **changes}))
+        device.answer(Question(**{"question": QUESTION, **changes}))
 
 
 def test_the_command_answers_in_json_and_streams(plain_export, capsys):

@@ -5,7 +5,7 @@ import math
 
 from actors import adapters
 from configs.schema.export import ExportSection
-from deploy.device.runtime import DeviceModel, Request
+from deploy.device.runtime import DeviceModel, Question
 from deploy.export.parity import ModeParity, ParityReport, ParityTask, Reference, measure
 from deploy.export.quantize import quantize_model
 from tests.deploy.exports import make_export
@@ -15,7 +15,7 @@ QUESTIONS = ("1+2=?", "37+58-12=?", "9-8+7=?", "5+5=?")
 
 def tasks_for(device):
     return [
-        ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Request(question=q))), reference_answer="3")
+        ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Question(question=q))), reference_answer="3")
         for q in QUESTIONS
     ]
 
