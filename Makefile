@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins gpu-check bench bench-budget bench-scaling bench-qamr lint clean
+.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins gpu-check docs bench bench-budget bench-scaling bench-qamr lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -58,6 +58,9 @@ gpu-check: $(STAMP) ## engine and learner on one GPU: agreement, sleep, memory a
 	@$(BIN)/python -m pytest -q -m gpu tests/gpu -rs
 	@$(BIN)/python -m tests.gpu.benchmark
 
+docs: $(STAMP) ## the documentation as a site, in site/
+	@$(BIN)/mkdocs build --quiet && echo "open site/index.html"
+
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
@@ -75,8 +78,8 @@ bench-qamr: $(STAMP) ## adapters trained on the native and on the int4 base, ove
 	@test -f runs/quickstart/summary.json || $(BIN)/terse quickstart
 	@$(BIN)/python -m tests.benchmarks.qamr
 
-lint: $(STAMP) ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(STAMP) ## ruff, mypy and spelling
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && git ls-files | xargs $(BIN)/codespell
 
 clean: ## remove the environment and caches; runs and models stay
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

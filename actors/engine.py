@@ -187,7 +187,7 @@ class Engine:
         return [_to_generated(output, num_cached) for output in sorted(final.outputs, key=lambda output: output.index)]
 
     async def pool_prompt(self, prompt_token_ids: np.ndarray, chunk_tokens: int, ema_alpha: float) -> np.ndarray:
-        """EMA-pooled final-norm states of a prompt in the base model, float32 `[H]` (`actors.hidden_states.RunningPool`).
+        """EMA-pooled final-norm states of a prompt in the base model, float32 `[H]` (`actors.heads.EmaPooler`).
 
         One prefill; its full blocks are in the cache for whatever the prompt is asked next. Blocks that are there
         already are computed again: their states are needed.
@@ -308,7 +308,7 @@ class Engine:
             )
 
     async def _drop_old_versions(self) -> None:
-        """Of those beyond `num_adapters` and those loaded anew, the ones that no request runs on: vLLM may read a
+        """Remove adapters beyond `num_adapters`, and those loaded anew, that no request runs on: vLLM may read a
         directory again while one does."""
         for version in list(self._loaded)[: max(0, len(self._loaded) - self._num_adapters)]:
             if not self._num_running[self._loaded[version][1].lora_int_id]:
@@ -320,7 +320,7 @@ class Engine:
             shutil.rmtree(request.lora_path, ignore_errors=True)
 
     async def shutdown(self) -> None:
-        """In the event loop that it runs in: vLLM closes its sockets there, and an open one blocks when it is collected."""
+        """Stop vLLM, in the event loop that it runs in: its sockets are closed there, and an open one blocks when it is collected."""
         self._llm.shutdown()
         self._directory.remove()
 

@@ -11,7 +11,7 @@ CAUSE = re.compile(r"^\((?:EngineCore|Worker)\b[^)]*\) ERROR [^\]]*\] ([A-Za-z_]
 
 
 REFERS = re.compile(r"See (?:the )?(?:stack trace|root cause|logs?)|Engine core initialization failed", re.IGNORECASE)
-"""In an exception that only says where another one was."""
+"""What stands in an exception that only says where another one was."""
 
 
 def find_cause(log: str) -> str:

@@ -1,6 +1,7 @@
-"""How good a head's scores are, and where to put the switcher's threshold. Pure numpy."""
+"""How good a head's scores are, and where to put the switcher's threshold."""
 
 import numpy as np
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 NUM_BINS = 10
 
@@ -10,17 +11,12 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
     0.5 when there is no such pair: nothing can be told apart. Example: scores `[1, 2, 3]`, labels `[0, 0, 1]` → 1.
     """
-    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
-    if not len(positive) or not len(negative):
-        return 0.5
-    below = np.searchsorted(negative, positive, side="left")
-    not_above = np.searchsorted(negative, positive, side="right")
-    return float((below + not_above).mean() / 2 / len(negative))
+    return float(roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else 0.5
 
 
 def brier(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared difference of probability and truth; 0.25 for a head that always says one half."""
-    return float(np.mean((scores - labels) ** 2))
+    return float(brier_score_loss(labels, scores, pos_label=1))
 
 
 def calibration(scores: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> list[tuple[float, float, int]]:

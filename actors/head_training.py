@@ -25,7 +25,7 @@ class Fit:
     """How a training went."""
 
     best_epoch: int
-    """From 1; 0 when no epoch was better than no training."""
+    """Counted from 1; 0 when no epoch was better than no training."""
     train_losses: tuple[float, ...]
     """Mean BCE per epoch, in nats"""
     validation_losses: tuple[float, ...]

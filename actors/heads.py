@@ -12,6 +12,7 @@ One safetensors file holds both, and as its metadata what it takes to make their
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load as load_safetensors
@@ -72,27 +73,67 @@ class Heads:
     threshold: float
     """Reasoning when the switcher's score is at least this."""
     chunk_tokens: int
-    """With `ema_alpha`: how prompt states are pooled (`ema_pool`)."""
+    """Chunk that states are averaged over before they are pooled (`EmaPooler`)."""
     ema_alpha: float
     verification_prompt: str
     """Appended to a completion before its last state is read."""
     base_sha256: str
-    """Of the base model's weights: heads read the states of this base only."""
+    """Hash of the base model's weights: heads read the states of this base only."""
 
     def needs_reasoning(self, score: float) -> bool:
         return score >= self.threshold
 
+    def switcher_probability(self, pooled: np.ndarray) -> float:
+        """The probability that reasoning is needed, for the pooled state `[H]` of a prompt."""
+        return float(self.switcher.scores(pooled[None])[0])
+
+    def verifier_score(self, state: np.ndarray) -> float:
+        """The probability that a completion is right, for the state `[H]` of the last token of its verification."""
+        return float(self.verifier.scores(state[None])[0])
+
+
+class EmaPooler:
+    """EMA over the means of chunks of `chunk_tokens` states, which may come in pieces of any length; of numpy arrays or
+    torch tensors, wherever they lie.
+
+    With c_i the mean of chunk i (the last may be short) and a = `ema_alpha`: p_0 = c_0, p_i = a c_i + (1 - a) p_(i-1)
+    (arXiv 2603.16867, switcher). Example, chunks of 2, a = 0.5, states 1 3 | 6: 0.5 · 6 + 0.5 · 2 = 4.
+    """
+
+    def __init__(self, chunk_tokens: int, ema_alpha: float):
+        self._chunk_tokens, self._alpha = chunk_tokens, ema_alpha
+        self._pooled: Any = None
+        self._chunk_sum: Any = None
+        self._num_in_chunk = 0
+        self.num_seen = 0
+
+    def add(self, states: Any) -> None:
+        """The next states, float32 `[n, H]`."""
+        while len(states):
+            part = states[: self._chunk_tokens - self._num_in_chunk]
+            total = part.sum(0)
+            self._chunk_sum = total if self._chunk_sum is None else self._chunk_sum + total
+            self._num_in_chunk += len(part)
+            self.num_seen += len(part)
+            states = states[len(part) :]
+            if self._num_in_chunk == self._chunk_tokens:
+                self._pooled, self._chunk_sum, self._num_in_chunk = self.result(), None, 0
+
+    def result(self) -> Any:
+        """`[H]`, as if the states ended here. Raises ValueError before the first."""
+        if self._chunk_sum is None:
+            if self._pooled is None:
+                raise ValueError("expected at least one state to pool, got none")
+            return self._pooled
+        mean = self._chunk_sum / self._num_in_chunk
+        return mean if self._pooled is None else self._alpha * mean + (1 - self._alpha) * self._pooled
+
 
 def ema_pool(states: np.ndarray, chunk_tokens: int, ema_alpha: float) -> np.ndarray:
-    """A prompt's states `[P, H]` as one vector `[H]`: chunk means, then p_0 = c_0, p_i = a c_i + (1 - a) p_(i-1).
-
-    Example, chunks of 2, a = 0.5: `[[1], [3], [6]]` → chunk means 2, 6 → `[4]`.
-    """
-    means = [states[at : at + chunk_tokens].mean(axis=0) for at in range(0, len(states), chunk_tokens)]
-    pooled = means[0]
-    for mean in means[1:]:
-        pooled = ema_alpha * mean + (1 - ema_alpha) * pooled
-    return pooled
+    """A prompt's states `[P, H]` as one vector `[H]`; see `EmaPooler`."""
+    pooler = EmaPooler(chunk_tokens, ema_alpha)
+    pooler.add(states)
+    return pooler.result()
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from actors import kv_sharing
+from actors.heads import EmaPooler
 
 WANTED = "terse_states"
 """Key in `SamplingParams.extra_args`; the value is `Wanted.as_args()`."""
@@ -39,7 +40,7 @@ class Wanted:
     """By which the result is asked for."""
     kind: Literal["pooled", "last"]
     chunk_tokens: int = 1
-    """Pooled: see `RunningPool`."""
+    """Pooled: see `EmaPooler`."""
     ema_alpha: float = 1.0
 
     def as_args(self) -> list[Any]:
@@ -55,49 +56,13 @@ class Wanted:
         return cls(key=key, kind=kind, chunk_tokens=chunk_tokens, ema_alpha=ema_alpha)
 
 
-class RunningPool:
-    """EMA over the means of chunks of `chunk_tokens` states, which may come in pieces of any length.
-
-    With c_i the mean of chunk i (the last may be short) and a = `ema_alpha`: p_0 = c_0, p_i = a c_i + (1 - a) p_(i-1)
-    (arXiv 2603.16867, switcher). Sums are fp32. Example, chunks of 2, a = 0.5, states 1 3 | 6: 0.5 · 6 + 0.5 · 2 = 4.
-    """
-
-    def __init__(self, chunk_tokens: int, ema_alpha: float):
-        self._chunk_tokens, self._alpha = chunk_tokens, ema_alpha
-        self._pooled: Tensor | None = None
-        self._chunk_sum: Tensor | None = None
-        self._num_in_chunk = 0
-        self.num_seen = 0
-
-    def add(self, states: Tensor) -> None:
-        """The next states `[n, H]`."""
-        while len(states):
-            part = states[: self._chunk_tokens - self._num_in_chunk]
-            total = part.float().sum(dim=0)
-            self._chunk_sum = total if self._chunk_sum is None else self._chunk_sum + total
-            self._num_in_chunk += len(part)
-            self.num_seen += len(part)
-            states = states[len(part) :]
-            if self._num_in_chunk == self._chunk_tokens:
-                self._pooled, self._chunk_sum, self._num_in_chunk = self.result(), None, 0
-
-    def result(self) -> Tensor:
-        """`[H]`, as if the states ended here. Raises RuntimeError before the first."""
-        if self._chunk_sum is None:
-            if self._pooled is None:
-                raise RuntimeError("expected at least one state to pool, got none")
-            return self._pooled
-        mean = self._chunk_sum / self._num_in_chunk
-        return mean if self._pooled is None else self._alpha * mean + (1 - self._alpha) * self._pooled
-
-
 class StateCollector:
     """What one worker gathers, step by step."""
 
     def __init__(self) -> None:
         self._wanted: dict[str, tuple[Wanted, int]] = {}
         """Running request → what it wants, and its number of prompt tokens."""
-        self._pools: dict[str, RunningPool] = {}
+        self._pools: dict[str, EmaPooler] = {}
         self._results: OrderedDict[str, Tensor | None] = OrderedDict()
 
     @property
@@ -147,12 +112,12 @@ class StateCollector:
                 self._finish(req_id, wanted, states[num_prompt - 1 - position].float().clone())
             return
         if position == 0:
-            self._pools[req_id] = RunningPool(wanted.chunk_tokens, wanted.ema_alpha)
+            self._pools[req_id] = EmaPooler(wanted.chunk_tokens, wanted.ema_alpha)
         pool = self._pools.get(req_id)
         if pool is None or pool.num_seen != position:
             self._finish(req_id, wanted, None)  # something before it was not computed here
             return
-        pool.add(states[: num_prompt - position])
+        pool.add(states[: num_prompt - position].float())
         if pool.num_seen == num_prompt:
             self._finish(req_id, wanted, pool.result())
 

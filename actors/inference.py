@@ -197,7 +197,7 @@ class InferenceActor:
             state = await self._engine.pool_prompt(prompt.token_ids, reads.chunk_tokens, reads.ema_alpha)
         prefill_s = clock.lap()
         if state is not None and self._heads is not None:
-            score = float(self._heads.switcher.scores(state[None])[0])
+            score = self._heads.switcher_probability(state)
             if mode == SWITCHED:
                 mode = REASONING if self._heads.needs_reasoning(score) else BASE
         switch_s = clock.lap()
@@ -261,7 +261,7 @@ class _Clock:
 
 
 def shifted(sampling: Sampling, places: int) -> Sampling:
-    """With another seed, if it has one: not that of the completions before."""
+    """The same sampling with the seed moved on, if it has one: siblings must not share theirs."""
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + places)
 
 

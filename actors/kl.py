@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MAX_KL_ERROR = 0.2
-"""Of one step of the controller, as a share of the target."""
+"""Largest error that one step of the controller takes account of, as a share of the target."""
 
 
 def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: str) -> Tensor:

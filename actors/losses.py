@@ -23,9 +23,9 @@ class LossSettings:
     """How a step's policy loss is made. `kl_beta` may differ from step to step: `dataclasses.replace`."""
 
     name: str
-    """Of `POLICY_LOSSES`"""
+    """A key of `POLICY_LOSSES`"""
     loss_mean: str
-    """Of `LOSS_MEANS`"""
+    """A key of `LOSS_MEANS`"""
     clip_low: float
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float
@@ -35,7 +35,7 @@ class LossSettings:
     """Sequences further than this from the policy that sampled them are left out (`masked_sequences`); 0 is off"""
     kl_beta: float
     kl_estimator: str
-    """Of `kl_penalty`; unread without reference logprobs"""
+    """The estimator of `kl_penalty`; unread without reference logprobs"""
     entropy_bonus: float
     """Coefficient of the mean entropy, which is subtracted from the loss"""
     max_completion_tokens: int

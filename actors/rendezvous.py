@@ -14,7 +14,7 @@ Place = tuple[str, int]
 
 
 def find_place() -> Place:
-    """Of this process; the address is the one under which its node joined the Ray cluster."""
+    """Address and free port of this process; the address is the one under which its node joined the Ray cluster."""
     from ray.util import get_node_ip_address
 
     address = get_node_ip_address()

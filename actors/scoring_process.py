@@ -45,19 +45,19 @@ ANSWER_VERIFIER = "rewards.math_answer:verify_answer"
 MEMORY_LIMIT_BYTES = 4 * 2**30
 """Address space of the child."""
 FILE_LIMIT_BYTES = 2**20
-"""Of what the child writes to its stderr, the only file it has."""
+"""Limit on what the child writes to its stderr, the only file it has."""
 START_TIMEOUT_S = 120.0
 OWNER_GONE_GRACE_S = 5.0
 """A child this long past a deadline has no owner left to kill it."""
 STDERR_TAIL_BYTES = 4000
 MAX_ERROR_CHARS = 2000
-"""Of the reason why a reference answer is refused."""
+"""Length of the reason why a reference answer is refused."""
 MAX_LINE_BYTES = 2**16
-"""Of a message from the child; a longer one counts as a crash."""
+"""Size of a message from the child; a longer one counts as a crash."""
 JUDGED = {outcome.value: outcome for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)}
 """What a verifier can say, by the name that travels."""
 MAX_ANSWER_CHARS = 500
-"""Of an answer that a verdict brings back."""
+"""Length of an answer that a verdict brings back."""
 ENVIRONMENT = re.compile(
     r"PATH|LANG|LC_\w+|TZ|PYTHON(?:HASHSEED|UTF8|IOENCODING|DONTWRITEBYTECODE)|(?:OMP|MKL|OPENBLAS)_\w+|LD_LIBRARY_PATH"
 )

@@ -75,7 +75,7 @@ class Completion:
     policy_version: int
     """Version of the adapter that sampled; -1 for the base without adapter"""
     adapter_sha256: str
-    """Of the adapter bytes that sampled; empty for the base"""
+    """Hash of the adapter bytes that sampled; empty for the base"""
     num_thinking_tokens: int
     """Tokens up to and including the close of the thought, where `reward.span` asks for it; else all of them"""
 
@@ -112,7 +112,7 @@ class Sampling:
     ignore_end: bool = False
     """Go on to `max_tokens` whatever is sampled (measuring)."""
     seed: int | None = None
-    """Of a request: completion i is sampled with `seed + i`, and nothing is taken from the cache of prompts. In an
+    """Seed of a request: completion i is sampled with `seed + i`, and nothing is taken from the cache of prompts. In an
     engine that is `deterministic` its tokens and logprobs depend on nothing else. None: sampled as it comes."""
 
 
@@ -286,7 +286,7 @@ class StageSpec:
     temperature: float = 1.0
     """Divides the logits: the temperature that rollouts are sampled at."""
     dropout: float = 0.0
-    """Of the adapter's input, in training passes only."""
+    """Dropout of the adapter's input, in training passes only."""
     loss: str = "grpo"
     """RL, with the fields below: see `actors.losses.LossSettings`."""
     loss_mean: str = "token"

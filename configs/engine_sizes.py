@@ -13,5 +13,5 @@ def block_tokens(engine: EngineSection) -> int:
 
 
 def kv_cache_gib(engine: EngineSection) -> float:
-    """Of a cache whose size is known before the engine starts; 0 on a GPU that is to be filled."""
+    """Size of a cache that is known before the engine starts; 0 on a GPU that is to be filled."""
     return engine.kv_cache_gib or (0.0 if engine.num_gpus else CPU_KV_CACHE_GIB)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-"""Of `model.dtype`."""
+"""Bytes of one weight, by `model.dtype`."""
 QK_NORM_TYPES = ("qwen3", "gemma3", "gemma3_text", "olmo2")
 """Architectures that normalise queries and keys."""
 

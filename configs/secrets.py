@@ -1,4 +1,4 @@
-"""Passwords and tokens in addresses: one pattern for what is refused in settings and what is masked in logs."""
+"""Passwords and tokens in addresses: one pattern for what is refused in settings and what is redacted in logs."""
 
 import re
 
@@ -10,7 +10,7 @@ QUERY_SECRET = re.compile(
 SECRET_NAME = re.compile(
     r"(?i)(?:^|_)(?:PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(?:_|$)"
 )
-"""Of an environment variable whose value is one."""
+"""Names of environment variables whose value is a secret."""
 
 
 def holds_secret(address: str) -> bool:

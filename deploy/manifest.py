@@ -51,7 +51,7 @@ class Manifest:
     precision: str
     """`f32`, `f16` or `int4`"""
     base_sha256: str
-    """Of the weights that adapter and heads were trained on (`configs.models.weights_sha256`); heads name theirs too."""
+    """Hash of the weights that adapter and heads were trained on (`configs.models.weights_sha256`); heads name theirs too."""
     files: dict[str, dict[str, Any]]
     """Path in the directory → `sha256`, `size_bytes`"""
     start_rule: str = START_RULE

@@ -15,7 +15,7 @@ TOKENIZER_DIR = "tokenizer"
 START_RULE = "prompt_len - 1"
 NEEDED_FILES = (BASE_FILE, ADAPTER_FILE, f"{TOKENIZER_DIR}/tokenizer.json", f"{TOKENIZER_DIR}/tokenizer_config.json")
 MAX_TOKENS = 2**24
-"""Of anything that is counted or numbered in tokens."""
+"""Largest value of anything that is counted or numbered in tokens."""
 MAX_TEMPERATURE = 1000.0
 TEMPLATE_FIELDS = {"question", "budget_tokens"}
 SHOWN_CHARACTERS = 80

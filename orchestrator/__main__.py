@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
 from orchestrator.record.failures import end_like_an_interrupt, first_line, never_fail_on_characters, write_traceback
-from orchestrator.record.redaction import MaskingFormatter, masked
+from orchestrator.record.redaction import RedactingFormatter, redacted
 
 if TYPE_CHECKING:
     from configs.load import ConfigError
@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
         return OK
     except UserError as error:
-        print(masked(f"terse {arguments.command}: {first_line(error)}"), file=sys.stderr)
+        print(redacted(f"terse {arguments.command}: {first_line(error)}"), file=sys.stderr)
         return BAD_USAGE
     except Exception as error:
         path = write_traceback(error, sys.argv[1:] if argv is None else argv, find_run_dir(arguments))
         if path is None:
-            print(masked(traceback.format_exc()), file=sys.stderr, end="")
+            print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         where = f" (traceback: {path})" if path else ""
-        print(masked(f"terse {arguments.command} failed: {first_line(error)}{where}"), file=sys.stderr)
+        print(redacted(f"terse {arguments.command} failed: {first_line(error)}{where}"), file=sys.stderr)
         return FAILED
     if arguments.json:
         print(json.dumps(result))
@@ -223,7 +223,7 @@ def format_problems(error: "ConfigError") -> str:
 
 def set_up_logging(verbose: bool) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for package in ("terse", "orchestrator", "actors", "rewards", "configs", "deploy"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)

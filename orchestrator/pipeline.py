@@ -44,7 +44,7 @@ from orchestrator.report.run import build_report
 from orchestrator.rl.probe import prove_cap_holds
 from orchestrator.stage import Stage
 from orchestrator.stages import STAGES
-from orchestrator.stages.base_model import base_model_path, for_actors, native_base
+from orchestrator.stages.base_model import native_base, resolve_bases
 from orchestrator.stages.export import export, is_exported
 from orchestrator.stages.heads import fit_heads
 from orchestrator.stages.sft import fine_tune
@@ -146,16 +146,17 @@ def run_missing(config: RunConfig, stages: Sequence[str], mirror: Mirror) -> Pat
 def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror: Mirror) -> None:
     """Start the cluster once and run the stages on it."""
     if is_hub_name(config.model.path):
-        check_fetched_model(config, native_base(config))
-    tokenizer = load_tokenizer(base_model_path(config), config.model)
-    row_check = RowCheck(make_sft_rows(config, tokenizer)) if "sft" in names else None
+        check_fetched_model(config, native_base(config.model))
+    bases = resolve_bases(config)
+    tokenizer = load_tokenizer(str(bases.trained), config.model)
+    row_check = RowCheck(make_sft_rows(config, bases.trained, tokenizer)) if "sft" in names else None
     dashboard = Dashboard()
     with ExitStack() as stack:
         with part_of(config.run_dir, "start"):
             if row_check is not None:
                 row_check.wait(ROW_CHECK_S)
             cluster = stack.enter_context(
-                start_cluster(config, *for_actors(config), partial(record_event, config, dashboard))
+                start_cluster(config, bases.actor_path, bases.actor_model, partial(record_event, config, dashboard))
             )
             dashboard.show_losses(run=config.run.name)
             if row_check is not None:
@@ -169,6 +170,7 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
                         cluster=cluster,
                         tracker=tracker,
                         tokenizer=tokenizer,
+                        base_dir=bases.trained,
                         dashboard=dashboard,
                         mirror=mirror,
                     )
@@ -176,7 +178,7 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
 
 
 def record_event(config: RunConfig, dashboard: Dashboard, event: Event, details: dict[str, Any]) -> None:
-    """Of the cluster, whichever stage it happened in."""
+    """Write down what happened to the cluster, whichever stage it happened in."""
     append_event(config.run_dir, "cluster", event, **details)
     if event is Event.RESTARTED:
         dashboard.count_loss(details["role"], run=config.run.name)
@@ -219,12 +221,12 @@ def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: s
     return build_report(config.run_dir)
 
 
-def make_sft_rows(config: RunConfig, tokenizer: Any) -> SftRows:
-    return SftRows(config, tokenizer, stop_token_ids(base_model_path(config), tokenizer))
+def make_sft_rows(config: RunConfig, base: Path, tokenizer: Any) -> SftRows:
+    return SftRows(config, tokenizer, stop_token_ids(str(base), tokenizer))
 
 
 def run_sft(stage: Stage) -> None:
-    fine_tune(stage, make_sft_rows(stage.config, stage.tokenizer))
+    fine_tune(stage, make_sft_rows(stage.config, stage.base_dir, stage.tokenizer))
 
 
 def run_rl(stage: Stage) -> None:
@@ -272,9 +274,14 @@ def run_protocols(stage: Stage) -> None:
 
 
 def load_policies(stage: Stage) -> dict[str, tuple[int, str]]:
-    """Of `EVALUATED` those that there are, with the version under which every engine holds them and their SHA-256."""
+    """The policies of `EVALUATED` that there are, each with its version, which every engine holds, and its SHA-256.
+
+    A version counts steps of RL, here as in training: the adapter after SFT is 0.
+    """
     policies = {}
-    for version, policy in enumerate(EVALUATED, start=BASE_VERSION):
+    versions = {"base": BASE_VERSION, "sft": 0, "rl": stage.config.rl.num_steps}
+    for policy in EVALUATED:
+        version = versions[policy]
         packed = None if policy == "base" else find_adapter(stage.config, policy)
         if packed is not None:
             ref = adapters.make_ref(packed, version)

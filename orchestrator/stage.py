@@ -30,6 +30,8 @@ class Stage:
     cluster: Cluster
     tracker: Tracker
     tokenizer: Any
+    base_dir: Path
+    """Of the base that learner and engines load"""
     dashboard: Dashboard = field(default_factory=Dashboard)
     mirror: Mirror | None = None
     """Where checkpoints are copied to."""

@@ -249,7 +249,7 @@ def start_trial(trial: Trial, command: str) -> subprocess.Popen[bytes]:
 
 def last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it ended without a word"
+    return lines[-1].strip() if lines else "it ended and wrote nothing"
 
 
 @contextmanager

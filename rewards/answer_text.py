@@ -38,7 +38,7 @@ _JOIN = re.compile(r"[\s$]{0,20}(?:,|;|&|,?\s{0,3}(?:and|or))[\s$]{0,20}(?:[A-Za
 class Extracted:
     text: str
     is_marked: bool
-    """In a box, an `<answer>` or after `####`, so all of it is the answer."""
+    """The answer stands in a box, an `<answer>` or after `####`, so all of it is the answer."""
     is_expression: bool = True
     """Not marked, and not an expression either: the words of a sentence."""
     after_phrase: bool = False
@@ -85,7 +85,7 @@ class MarkSplit:
 
     part: str
     content: str | None
-    """Of the mark; None without one, or when it is empty or cut."""
+    """Text of the mark; None without one, or when it is empty or cut."""
     behind: str
     """What follows the mark."""
 

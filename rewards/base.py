@@ -26,7 +26,7 @@ class AnswerVerdict:
 
     outcome: Outcome
     answer: str
-    """As extracted from the completion; empty when there was none."""
+    """Answer as extracted from the completion; empty when there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,7 @@ def _last_alone(text: str, patterns: _Patterns, labels: Sequence[str]) -> str | 
 
 
 def _as_label(found: str, labels: Sequence[str]) -> str:
-    """As it is written among the labels."""
+    """The label as it is written among the labels."""
     return next(label for label in labels if label.lower() == found.lower())
 
 

@@ -135,7 +135,7 @@ def _equal_expressions(answer: str, reference: str) -> bool:
 
 
 def _difference(one: complex | None, other: complex | None) -> float | None:
-    """Of two numbers, as a share of the larger; None when one is no number, or both are too large for a float."""
+    """Difference of two numbers, as a share of the larger; None when one is no number, or both are too large for a float."""
     if one is None or other is None:
         return None
     largest = max(abs(one), abs(other))
@@ -145,7 +145,7 @@ def _difference(one: complex | None, other: complex | None) -> float | None:
 
 
 def _value(expression: Any, point: dict[Any, Any] | None = None) -> complex | None:
-    """Of an expression of numbers alone, or with symbols where `point` says; None for everything else."""
+    """Value of an expression of numbers alone, or with symbols where `point` says; None for everything else."""
     if not isinstance(expression, sympy.Expr) or getattr(expression, "is_Matrix", False):
         return None
     symbols = expression.free_symbols
@@ -200,7 +200,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def _judge_sentence(extracted: Extracted, reference: str) -> AnswerVerdict:
-    """Of a completion whose answer is not marked and holds no mathematics: right when it says the words of the reference
+    """Verdict on a completion whose answer is not marked and holds no mathematics: right when it says the words of the reference
     right after a phrase such as `the answer is`, or nothing else."""
     wanted = as_words(reference)
     said = as_words(normal_form(extracted.text))

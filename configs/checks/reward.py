@@ -47,12 +47,12 @@ REWARD_RULES: dict[str, Rule] = {
     "reward.deadline_s": POSITIVE,
     "reward.num_actors": COUNT,
 }
-"""Of every number in the reward section."""
+"""The rule of every number in the reward section."""
 
 REWARD_LIST_RULES: dict[str, Rule] = {
     "reward.thinkprune.limit_fracs": ("shares above 0 and at most 1", POSITIVE_SHARE[1]),
 }
-"""Of every item of every list in the reward section."""
+"""The rule of every item of every list in the reward section."""
 
 
 def reward_problems(config: RunConfig) -> Iterator[str]:

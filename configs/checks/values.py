@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = {
     "cluster.max_actor_losses": NOT_NEGATIVE,
     "cluster.max_learner_restarts": NOT_NEGATIVE,
 }
-"""Of every number in the schema."""
+"""The rule of every number in the schema."""
 
 LIST_RULES: dict[str, Rule] = {
     "lora.target_modules": ("module names", lambda value: bool(value.strip())),
@@ -118,4 +118,4 @@ LIST_RULES: dict[str, Rule] = {
     **REWARD_LIST_RULES,
     **HEADS_LIST_RULES,
 }
-"""Of every item of every list in the schema."""
+"""The rule of every item of every list in the schema."""

@@ -16,13 +16,13 @@ class TaskSource:
     preset: Literal["none", "gsm8k", "math500", "svamp", "addsub", "aime", "amc", "mmlu", "gpqa", "strategyqa"] = "none"
     """Fills the fields below that are left at their defaults."""
     subset: str = ""
-    """Of a hub dataset: its configuration; empty: the only one."""
+    """Configuration of a hub dataset; empty: the only one."""
     split: str = "train"
-    """Of a hub dataset."""
+    """Split of a hub dataset."""
     rows_field: str = ""
-    """Of a .json file that holds one object: the field with the rows."""
+    """The field with the rows, of a .json file that holds one object."""
     question_template: str = "{question}"
-    """Of row fields, e.g. `{Body} {Question}`; `{choices}` is the lettered list of a multiple choice. A single field that
+    """The question, made of row fields, e.g. `{Body} {Question}`; `{choices}` is the lettered list of a multiple choice. A single field that
     holds a list of turns gives the task's messages as they are."""
     choice_fields: tuple[str, ...] = ()
     """Multiple choice: one field with a list of the choices, or a field for each, the right one first (they are put in
@@ -42,7 +42,7 @@ class TaskSource:
     difficulties: tuple[int, ...] = (1, 2, 3, 4)
     """Arithmetic only: numbers of operations, equally likely."""
     held_out: bool = False
-    """Arithmetic only: draw from the held-out split."""
+    """Arithmetic only: draw from the held-out split. Other sources have splits or files of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,19 @@ class SftSource:
     """Where SFT conversations come from."""
 
     source: str = ARITHMETIC
-    """As for tasks; `arithmetic` writes traces for its own tasks."""
+    """The same as for tasks; `arithmetic` writes traces for its own tasks."""
     preset: Literal["none", "openthoughts3", "mixture_of_thoughts", "gsm8k"] = "none"
     """Field names of a public dataset; settings that are given beside it win."""
     subset: str = ""
-    """Of a hub dataset: its configuration; empty: the only one."""
+    """Configuration of a hub dataset; empty: the only one."""
     split: str = "train"
-    """Of a hub dataset."""
+    """Split of a hub dataset."""
     layout: Literal["prompt_completion", "messages"] = "prompt_completion"
     """Whether a row has a prompt and a completion, or one list of turns."""
     prompt_template: str = "{prompt}"
-    """Of row fields; layout `prompt_completion`."""
+    """The prompt, made of row fields; layout `prompt_completion`."""
     completion_template: str = "{completion}"
-    """Of row fields; layout `prompt_completion`."""
+    """The completion, made of row fields; layout `prompt_completion`."""
     messages_field: str = "messages"
     """Layout `messages`: a list of turns, as role/content or from/value; only assistant tokens are trained on."""
     system_prompt: str = ""

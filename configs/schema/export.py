@@ -11,10 +11,10 @@ class ExportSection:
     at_end: bool = True
     """Export when `run` has evaluated; a sweep's trials do not."""
     precision: Literal["f32", "f16", "int4"] = "f16"
-    """Of the base's linear layers on the device; int4 packs the grid of `model.base_precision=int4`, or one made of
+    """Precision of the base's linear layers on the device; int4 packs the grid of `model.base_precision=int4`, or one made of
     the native base."""
     embeddings: Literal["f16", "q8_0"] = "q8_0"
-    """Of embeddings and lm_head beside int4 layers."""
+    """Precision of embeddings and lm_head beside int4 layers."""
     merged: bool = False
     """Write the adapter merged into the base too, as an ordinary Hugging Face directory, for tools that know no
     adapters. There the adapter is on in the prompt as well, which is not how it was trained."""

@@ -13,7 +13,7 @@ class HeadsSection:
     samples_per_task: int = 8
     """Completions per task and mode."""
     temperature: float = 0.7
-    """Of those completions."""
+    """Sampling temperature of those completions."""
     validation_frac: float = 0.2
     """Share of the tasks that heads are judged on, and never trained on."""
     verification_prompt: str = "\n\nIs this solution correct?"
@@ -22,7 +22,7 @@ class HeadsSection:
     """benefit: reasoning is right more often than base on this prompt; sources: the prompt is one of `data.hard`,
     not of `data.easy`."""
     num_source_tasks: int = 1024
-    """With `sources`: prompts of each of the two."""
+    """Prompts of each of the two sources, with `switcher_labels=sources`."""
     threshold: Literal["accuracy", "share"] = "accuracy"
     """What the switcher's threshold aims at, by scores of tasks that it was not trained on (cross-fitted):
     `max_accuracy_loss` or `reasoning_share`."""
@@ -35,13 +35,13 @@ class HeadsSection:
     ema_alpha: float = 0.5
     """… in which the newest chunk has this weight."""
     switcher_dropout: float = 0.2
-    """Of the switcher's hidden layer, in training."""
+    """Dropout of the switcher's hidden layer, in training."""
     switcher_noise: float = 0.5
     """Standard deviation of the noise on standardised features in training."""
     learning_rate: float = 1e-3
-    """Of both heads (AdamW)."""
+    """Learning rate of both heads (AdamW)."""
     weight_decay: float = 1e-2
-    """Of both heads."""
+    """Weight decay of both heads."""
     num_epochs: int = 30
     """The epoch with the lowest validation loss is kept."""
 

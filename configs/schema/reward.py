@@ -59,7 +59,7 @@ class DapoOverlongSection:
     ramp_frac: float = 0.2
     """Share of the limit over which the penalty grows (DAPO: 4,096 of 20,480 tokens); 0 is a step."""
     weight: float = 1.0
-    """Of the penalty. DAPO pays -1 for a wrong and +1 for a right answer; 0.5 keeps its proportions with 0 and 1."""
+    """Weight of the penalty. DAPO pays -1 for a wrong and +1 for a right answer; 0.5 keeps its proportions with 0 and 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class KimiSection:
     """Place between the group's shortest and longest (Kimi k1.5, arXiv 2501.12599)."""
 
     weight: float = 1.0
-    """Of the length term beside accuracy."""
+    """Weight of the length term beside accuracy."""
     warmup_steps: int = 0
     """Optimiser steps without the length term."""
 
@@ -85,7 +85,7 @@ class HapoSection:
     """Length against the task's right answers of earlier steps (arXiv 2505.11225)."""
 
     weight: float = 1.0
-    """Of the length term beside accuracy."""
+    """Weight of the length term beside accuracy."""
     history: Literal["shortest", "mean"] = "shortest"
     """Which length of the earlier right answers is the yardstick."""
     form: Literal["cosine", "linear"] = "cosine"
@@ -101,7 +101,7 @@ class ThinkPruneSection:
     limit_tokens: int = 0
     """Completions beyond it earn nothing; 0: the task's budget."""
     limit_fracs: tuple[float, ...] = (1.0, 0.75, 0.5)
-    """Of the limit, one per round; the last one stays."""
+    """Shares of the limit, one per round; the last one stays."""
     steps_per_round: int = 100
     """Optimiser steps."""
 
@@ -119,7 +119,7 @@ class DaDlerSection:
     """DLER with a tighter limit for groups that are mostly right (arXiv 2510.15110)."""
 
     limit_tokens: int = 0
-    """Of hard groups."""
+    """The limit of hard groups."""
     easy_frac: float = 0.5
     """Limit of easy groups, as a share of `limit_tokens`."""
     easy_solve_rate: float = 0.5
@@ -133,7 +133,7 @@ class LaserSection:
     limit_tokens: int = 0
     """Up to it a right completion earns the bonus; 0: the task's budget."""
     bonus: float = 0.5
-    """Of a right completion within the limit."""
+    """Bonus of a right completion within the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class LaserDSection:
     limit_tokens: int = 0
     """The longest limit, of every tier until it has been measured."""
     bonus: float = 0.5
-    """Of a right completion within its tier's limit."""
+    """Bonus of a right completion within its tier's limit."""
     pay_long_wrong: bool = False
     """LASER-DE: wrong answers earn the bonus for being longer than the limit, to keep them exploring."""
     refresh_every_steps: int = 20
@@ -159,7 +159,7 @@ class GrpoLambdaSection:
     """Arora and Zanette's reward for the best solved groups alone (arXiv 2505.18086)."""
 
     alpha: float = 0.6
-    """As in `arora_zanette`."""
+    """The same as in `arora_zanette`."""
     top_frac: float = 0.2
     """lambda: the share of groups, by solve rate, whose length counts."""
     window_groups: int = 256

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from configs.protocols import ProtocolsSection
 from configs.schema.data import DataSection
 from configs.schema.export import ExportSection
 from configs.schema.heads import HeadsSection, ScalingSection
+from configs.schema.protocols import ProtocolsSection
 from configs.schema.reward import RewardSection
 
 EMBEDDED_MODEL = "embedded"
@@ -47,9 +47,9 @@ class ModelSection:
     path: str = EMBEDDED_MODEL
     """`embedded`, a Hugging Face model directory, or a hub name."""
     revision: str = ""
-    """Of a hub name: branch, tag or commit. Empty: the newest; every node gets the commit that the driver found."""
+    """Branch, tag or commit of a hub name. Empty: the newest; every node gets the commit that the driver found."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the base weights, in learner and engine; adapters are trained in fp32."""
+    """Type of the base weights, in learner and engine; adapters are trained in fp32."""
     base_precision: Literal["native", "int4"] = "native"
     """int4: adapters are trained and sampled over a base whose linear layers lie on the int4 grid that the device file
     holds (group 32, `deploy/export/quantize.py`); it is made once, in the run directory, which every node must see."""
@@ -69,11 +69,11 @@ class LoraSection:
     """The reasoning adapter (PEFT LoRA)."""
 
     rank: int = 16
-    """Of both matrices."""
+    """Rank of both matrices."""
     alpha: float = 32.0
     """Scale is alpha / rank."""
     dropout: float = 0.0
-    """In SFT; RL always trains without dropout, so that ratios mean something."""
+    """Dropout in SFT; RL always trains without dropout, so that ratios mean something."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that get an adapter, by the ends of their names."""
 
@@ -83,7 +83,7 @@ class BudgetSection:
     """Token budgets: drawn per task, named in the prompt, used by the length reward."""
 
     buckets_tokens: tuple[int, ...] = (1000, 3000, 4000, 6000)
-    """One is drawn per task from the seeded task stream (`PAPER`: 1K, 3K, 4K, 6K)."""
+    """One is drawn per task from the seeded task stream (the paper: 1K, 3K, 4K, 6K)."""
     weights: tuple[float, ...] = ()
     """How likely each bucket is, relative to the others; empty: all equally."""
     per_difficulty_tokens: int = 0
@@ -112,11 +112,11 @@ class SftSection:
     rows_per_step: int = 64
     """Traces per optimiser step, over all ranks."""
     learning_rate: float = 2e-4
-    """At its peak: linear warm-up, then a half cosine down to 0."""
+    """Learning rate at its peak: linear warm-up, then a half cosine down to 0."""
     warmup_frac: float = 0.1
     """Share of the steps that warms up."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """A setting of AdamW."""
     checkpoint_every_steps: int = 20
     """And at the end; 0: only then."""
 
@@ -133,11 +133,11 @@ class RlSection:
     group_size: int = 8
     """Completions per prompt, G."""
     learning_rate: float = 2e-5
-    """At its peak: linear warm-up, then a half cosine down to 0."""
+    """Learning rate at its peak: linear warm-up, then a half cosine down to 0."""
     warmup_frac: float = 0.05
     """Share of the steps that warms up."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """A setting of AdamW."""
     loss: Literal["grpo", "gspo", "cispo"] = "grpo"
     """grpo: a clipped ratio per token; gspo: one per sequence; cispo: REINFORCE with a clipped weight."""
     loss_mean: Literal["token", "sequence", "constant"] = "token"
@@ -167,7 +167,7 @@ class RlSection:
     kl_gain: float = 0.1
     """How fast kl_beta follows: at most a fifth of this a step (Ziegler et al. 2019)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of the KL, from the logprobs of sampled tokens (Schulman 2020): k1 unbiased, k2 a square, k3 unbiased and never negative."""
+    """Estimator of the KL, from the logprobs of sampled tokens (Schulman 2020): k1 unbiased, k2 a square, k3 unbiased and never negative."""
     kl_reference: Literal["start", "base"] = "start"
     """`start`: the adapter that RL started from; `base`: the model without adapter."""
     max_staleness: int = 0
@@ -192,7 +192,7 @@ class RolloutSection:
     """Hard cap in training: a completion is cut there and made to answer, and what was forced is not trained on.
     0 is none."""
     temperature: float = 0.8
-    """Of sampling; the learner computes logprobs at the same."""
+    """Sampling temperature; the learner computes logprobs at the same."""
     top_p: float = 1.0
     """Must stay 1 in RL: a truncated distribution biases the importance ratios."""
     top_k: int = 0
@@ -256,9 +256,9 @@ class LearnerSection:
     max_grad_norm: float = 1.0
     """The gradient is scaled down to it."""
     beta1: float = 0.9
-    """Of AdamW."""
+    """A setting of AdamW."""
     beta2: float = 0.999
-    """Of AdamW."""
+    """A setting of AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +272,7 @@ class EvaluationSection:
     samples_per_task: int = 1
     """Completions of each task."""
     temperature: float = 0.6
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float = 1.0
     """Nucleus that completions are sampled from; 1 is everything."""
     max_completion_tokens: int = 6144
@@ -291,7 +291,7 @@ class ClusterSection:
     """Engine i and learner rank i share GPU i, by turns: engines sleep, their memory given back, while the learner works.
     Needs engine.kv_cache_gib and rl.max_staleness 0."""
     gpu_memory_gib: float = 0.0
-    """Of the smallest GPU that the run may get, for `terse plan` and its refusals. 0: of the GPUs here, if no cluster is named."""
+    """Memory of the smallest GPU that the run may get, for `terse plan` and its refusals. 0: the GPUs here count, if no cluster is named."""
     start_timeout_s: float = 600.0
     """Give up when the placement cannot be had, or an actor has not started, by then."""
     heartbeat_timeout_s: float = 60.0
@@ -309,7 +309,7 @@ class TrackingSection:
     uri: str = ""
     """Empty: MLFLOW_TRACKING_URI if set, else an SQLite file in the run's parent directory."""
     experiment: str = "terse"
-    """Of MLflow."""
+    """Experiment in MLflow."""
     parent_run_id: str = ""
     """MLflow run to nest this run under."""
 

@@ -41,7 +41,7 @@ class Growing:
     number: int
     rng: np.random.Generator
     position: int
-    """Of the next token to compute."""
+    """Position of the next token to compute."""
     token_ids: list[int] = field(default_factory=list)
     num_forced: int = 0
     pending: list[int] = field(default_factory=list)

@@ -165,7 +165,7 @@ class LlamaModel:
             if not self._adapter:
                 raise RuntimeError(f"{adapter}: llama.cpp cannot load it as an adapter of {base} ({_last_error()})")
         self.num_tokens: int = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._handle))
-        """Of the vocabulary, V."""
+        """Size of the vocabulary, V."""
         self.hidden_size: int = self._library.llama_model_n_embd(self._handle)
         self.max_positions: int = self._library.llama_model_n_ctx_train(self._handle)
         """That it was trained for."""

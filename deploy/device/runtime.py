@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from actors.heads import EmaPooler, Heads
 from deploy.device.chat import Chat
 from deploy.device.decoding import (
     EMBEDDING_BATCH,
@@ -22,7 +23,7 @@ from deploy.device.decoding import (
     decode_sequences,
     verification_states,
 )
-from deploy.device.heads import DeviceHeads, PromptPooler, read_heads
+from deploy.device.heads import read_heads
 from deploy.device.llama import KvType, LlamaContext, LlamaModel
 from deploy.device.voting import answer_key, vote
 from deploy.manifest import (
@@ -119,7 +120,7 @@ class DeviceModel:
         self._kv_type: KvType = kv_type
         self._context: LlamaContext | None = None
         self.model = LlamaModel(directory / BASE_FILE, directory / ADAPTER_FILE)
-        self.heads: DeviceHeads | None = None
+        self.heads: Heads | None = None
         try:
             if HEADS_FILE in self.manifest.files:
                 self.heads = read_heads(directory / HEADS_FILE, self.manifest.base_sha256, self.model.hidden_size)
@@ -228,12 +229,12 @@ class DeviceModel:
             return "reasoning", None, np.empty(0, dtype=np.float32)
         if mode == "base" or self.heads is None:
             return "base", None, _decode_prompt(context, prompt, context.batch_tokens)
-        pooler = PromptPooler(self.heads.chunk_tokens, self.heads.ema_alpha)
+        pooler = EmaPooler(self.heads.chunk_tokens, self.heads.ema_alpha)
         context.set_embeddings(True)
-        logits = _decode_prompt(context, prompt, EMBEDDING_BATCH, pooler.add)
+        logits = _decode_prompt(context, prompt, EMBEDDING_BATCH, lambda state: pooler.add(state[None]))
         context.set_embeddings(False)
-        probability = self.heads.switcher_probability(pooler.pooled())
-        return "reasoning" if probability >= self.heads.threshold else "base", probability, logits
+        probability = self.heads.switcher_probability(pooler.result())
+        return "reasoning" if self.heads.needs_reasoning(probability) else "base", probability, logits
 
     def verify(self, context: LlamaContext, grown: Sequence[Growing]) -> list[float | None]:
         """The verifier's score of each completion, in the mode that it was generated in."""

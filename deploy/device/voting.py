@@ -15,7 +15,7 @@ from rewards.notation.structure import value_of
 from rewards.notation.words import as_words
 
 MAX_EXACT_DIGITS = 60
-"""Of a number; longer ones are compared as they are written."""
+"""Length of a number; longer ones are compared as they are written."""
 
 
 def answer_key(text: str) -> str:

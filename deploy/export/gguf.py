@@ -8,6 +8,7 @@ Integers and scales of an int4 base are packed as they are (Q4_0), never quantis
 import json
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,10 @@ Precision = Literal["f32", "f16", "int4"]
 Grid = dict[str, tuple[np.ndarray, np.ndarray]]
 """Weight name → integers int8 `[out, in]`, scales float16 `[out, in / 32]`."""
 
+_LINEAR_LAYERS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
 ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 EXPECTED_SETTINGS = {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "partial_rotary_factor": 1.0}
 """What the files cannot say otherwise."""
@@ -32,18 +37,6 @@ _FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "int4": gguf.LlamaFileType.MOSTLY_Q4_0,
 }
-_LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def architecture(hf_config: dict[str, Any]) -> str:
@@ -75,7 +68,7 @@ def write_base(model_dir: Path, path: Path, precision: Precision, embeddings: st
         for name, value in _tensors(model_dir):
             if name == "lm_head.weight" and hf_config.get("tie_word_embeddings"):
                 continue
-            target = tensor_name(name)
+            target = tensor_name(name, hf_config["num_hidden_layers"])
             if is_quantised(name, value.shape) and precision == "int4":
                 q, scales = grid[name]
                 blocks = pack(permute(q, name, hf_config), permute(scales, name, hf_config))
@@ -118,7 +111,10 @@ def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> N
                 name = f"{layer}.weight"
                 # Rows of B are the layer's outputs, so they move as its weight's rows do.
                 value = permute(value, name, hf_config) if matrix.startswith("B") else value
-                writer.add_tensor(f"{tensor_name(name)}.lora_{matrix[0].lower()}", np.ascontiguousarray(value))
+                writer.add_tensor(
+                    f"{tensor_name(name, hf_config['num_hidden_layers'])}.lora_{matrix[0].lower()}",
+                    np.ascontiguousarray(value),
+                )
         _finish(writer)
     finally:
         writer.close()
@@ -126,7 +122,7 @@ def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> N
 
 def read_grid(path: Path, hf_config: dict[str, Any]) -> Grid:
     """Integers and scales of every Q4_0 tensor of a base file, under the names and in the order of the weights."""
-    back = {tensor_name(name): name for name in _weight_names(hf_config)}
+    back = {tensor_name(name, hf_config["num_hidden_layers"]): name for name in _weight_names(hf_config)}
     grid = {}
     for tensor in gguf.GGUFReader(path).tensors:
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
@@ -174,15 +170,18 @@ def unpermute(rows: np.ndarray, name: str, hf_config: dict[str, Any]) -> np.ndar
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def tensor_name(name: str) -> str:
+def tensor_name(name: str, num_layers: int) -> str:
     """Example: `model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`. Raises ValueError for an unknown tensor."""
-    layer, _, kind = name.rpartition(".")
-    if layer in _OTHER_NAMES:
-        return f"{_OTHER_NAMES[layer]}.{kind}"
-    number, _, part = layer.removeprefix("model.layers.").partition(".")
-    if not layer.startswith("model.layers.") or part not in _LAYER_NAMES or kind not in ("weight", "bias"):
-        raise ValueError(f"tensor {name}: expected a tensor of a plain Qwen2 or Llama model")
-    return f"blk.{number}.{_LAYER_NAMES[part]}.{kind}"
+    found = _name_map(num_layers).get_name(name, try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise ValueError(f"tensor {name}: expected a tensor of a plain Qwen2 or Llama model of {num_layers} layers")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _name_map(num_layers: int) -> gguf.TensorNameMap:
+    """Llama's names without a mixture of experts are Qwen2's."""
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, num_layers)
 
 
 def rope_factors(hf_config: dict[str, Any]) -> np.ndarray | None:
@@ -288,7 +287,7 @@ def _tensors(model_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _weight_names(hf_config: dict[str, Any]) -> Iterator[str]:
     for number in range(hf_config["num_hidden_layers"]):
-        yield from (f"model.layers.{number}.{part}.weight" for part in _LAYER_NAMES)
+        yield from (f"model.layers.{number}.{part}.weight" for part in _LINEAR_LAYERS)
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

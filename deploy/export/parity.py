@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from actors import adapters
+from actors.heads import ema_pool
 from actors.masked_lora import AdapterState, add_adapter, start_mask
 from actors.policy_model import PolicyModel
 from configs.schema.export import ExportSection
 from configs.schema.run import LoraSection, ModelSection
 from deploy.device.decoding import Growing, Limits, Sampling, decode_sequences
-from deploy.device.heads import PromptPooler
 from deploy.device.runtime import DeviceModel, turn_adapter_on
 
 MODES = ("base", "reasoning")
@@ -289,8 +289,6 @@ def _switcher_gap(device: DeviceModel, reference: Reference, token_ids: Sequence
     assert heads is not None
     context = device.make_context(len(token_ids), 1)
     _, probability, _ = device.prefill(context, token_ids, "auto")
-    pooler = PromptPooler(heads.chunk_tokens, heads.ema_alpha)
-    for state in reference.states(token_ids, None).numpy():
-        pooler.add(state)
+    pooled = ema_pool(reference.states(token_ids, None).numpy(), heads.chunk_tokens, heads.ema_alpha)
     assert probability is not None
-    return abs(probability - heads.switcher_probability(pooler.pooled()))
+    return abs(probability - heads.switcher_probability(pooled))

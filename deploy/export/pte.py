@@ -25,7 +25,7 @@ from configs.schema.run import LoraSection, ModelSection
 
 METHODS = ("base", "reasoning")
 CHUNK_TOKENS = 128
-"""Of one call at most."""
+"""Tokens of one call, at most."""
 
 
 class CachedModel(nn.Module):

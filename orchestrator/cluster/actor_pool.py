@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 REPORT_WAITING_S = 30.0
 MAX_FAILED_STARTS = 3
-"""In a row, of one actor: the third says that starting it again will not help."""
+"""Failed starts of one actor in a row: the third says that another one will not help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Loss:
     index: int
     cause: str
     num_losses: int
-    """Of this role so far, this one included."""
+    """Losses of this role so far, this one included."""
 
 
 class ActorPool:

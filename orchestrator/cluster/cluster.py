@@ -224,7 +224,7 @@ def start_cluster(
 ) -> Iterator[Cluster]:
     """Connect to Ray, check that the cluster is large enough, start all actors; stop them on the way out.
 
-    `model_path` and `model` are what actors load (`base_model.for_actors`); without `model` that of the config.
+    `model_path` and `model` are what actors load (`base_model.Bases`); without `model` that of the config.
 
     `on_event` is told of every actor that is lost and every call that is made again.
 

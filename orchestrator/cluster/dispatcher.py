@@ -28,7 +28,7 @@ REPORT_WAITING_S = 30.0
 WATCH_AFTER_S = 15.0
 """Without an answer from an actor for so long, it is asked for a sign of life."""
 MAX_ATTEMPTS = 3
-"""Of one call: a request that loses so many actors is itself the likely cause."""
+"""Attempts at one call: a request that loses so many actors is itself the likely cause."""
 ANSWERS_PER_CALL = 64
 """Tasks whose answers one reward actor groups at a time."""
 
@@ -84,7 +84,7 @@ class _Call:
     request: Request | None
     """None for a call that groups answers"""
     since_s: float
-    """Of the request"""
+    """When the request was submitted"""
     capped: Finished | None = None
     """Whose completions are cut at the request's cap, instead of new ones"""
     drafts: Any = None
@@ -95,7 +95,7 @@ class _Call:
     answers: Sequence[Sequence[str]] = ()
     """What to group, task by task"""
     index: int = 0
-    """Of a call that groups answers"""
+    """Number of a call that groups answers"""
     then: "_Call | None" = None
     """What waits for the completions that this call makes again"""
     attempt: int = 1

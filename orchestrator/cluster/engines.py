@@ -15,7 +15,7 @@ from orchestrator.cluster.actor_pool import ActorPool, root_cause
 from orchestrator.cluster.dispatcher import is_lost_actor
 
 CALL_TIMEOUT_S = 120.0
-"""For an engine to load an adapter or heads, or to generate a few tokens."""
+"""Time for an engine to load an adapter or heads, or to generate a few tokens."""
 
 
 class EnginePool(ActorPool):
@@ -86,7 +86,7 @@ class EnginePool(ActorPool):
         return actor.bring_up.remote(tuple(self._published), self._heads, *packed)
 
     def _holds_all(self, answer: tuple[Sequence[AdapterRef], str]) -> bool:
-        """Of what an engine answers that has been brought up: every adapter in use, and the heads."""
+        """Whether an engine that was brought up says that it holds every adapter in use, and the heads."""
         adapters, heads_sha256 = answer
         expected = {ref for ref, _ in self._published.values()}
         return expected <= set(adapters) and (self._heads is None or heads_sha256 == sha256(self._heads))

@@ -20,7 +20,7 @@ class SecretVariables(dict[str, str]):
 
 
 def split_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], SecretVariables]:
-    """Of the variables that are passed on, those that may be seen, and those that hold a secret.
+    """The variables that are passed on: those that may be seen, and those that hold a secret.
 
     Example: `HF_HOME=/data`, `HF_TOKEN=hf_x`, `PATH=/bin` → `{"HF_HOME": "/data"}` and `{"HF_TOKEN": "hf_x"}`.
     """

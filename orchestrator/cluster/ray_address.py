@@ -33,7 +33,7 @@ def check_ray_address(configured: str) -> None:
 
 
 def prepare_own_cluster() -> None:
-    """Variables of a cluster that a run starts for itself; whoever has set one has it his way.
+    """Variables of a cluster that a run starts for itself; those that are set already stay.
 
     Ray reads those of authentication when it is imported, so the command line calls this before.
     """

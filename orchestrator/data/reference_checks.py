@@ -33,7 +33,7 @@ class Unverifiable:
 
 @lru_cache(maxsize=8)
 def find_unverifiable(tasks: tuple[tuple[str, str], ...]) -> tuple[Unverifiable, ...]:
-    """Of (task id, reference answer) those that no completion could meet. References are read in a process that can be
+    """The pairs of task id and reference answer that no completion could meet. References are read in a process that can be
     killed, each text once: they come from files that nobody vouches for."""
     texts = list(dict.fromkeys(reference for _, reference in tasks if not _SIMPLE.fullmatch(reference)))
     if not texts:

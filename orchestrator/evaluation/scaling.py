@@ -15,7 +15,7 @@ from actors.scaling import RULES, pass_at_k
 from orchestrator.record.metrics import accuracy_interval
 
 NUM_POINTS = 41
-"""Of a router's curve, at most."""
+"""Points of a router's curve, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,7 +66,7 @@ def scaling_rows(
 
 
 def _accuracy(right: np.ndarray) -> dict[str, Any]:
-    """Of `[draws, tasks]`."""
+    """Mean and spread over `[draws, tasks]`."""
     low, high = accuracy_interval(right.mean(axis=0))
     by_draw = right.mean(axis=1)
     return {

@@ -202,7 +202,7 @@ def _means(records: Sequence[EvaluationRecord], field: str) -> np.ndarray:
 
 
 def _mean_tokens(rows: Sequence[dict[str, Any]]) -> int:
-    """Of one reasoning completion."""
+    """Tokens of one reasoning completion, in the mean."""
     row = next(row for row in rows if row["mode"] == REASONING and row["cap"] == 0 and row["rule"] == "majority")
     return max(1, round(row["mean_tokens"] / row["n"]))
 

@@ -76,7 +76,7 @@ class KeepRule:
     """Those of every so many steps stay for good; 0: none."""
 
     def outdated(self, steps: Sequence[int]) -> list[int]:
-        """Of the steps that have checkpoints, newest last, those whose checkpoint goes.
+        """The steps whose checkpoint goes, of those that have one, newest last.
 
         Two newest and every 10 steps: `[10, 15, 20, 25, 30]` → `[15]`.
         """
@@ -173,7 +173,7 @@ def read_verified(directory: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def state_to_dict(state: StageState) -> dict[str, Any]:
-    """As JSON can hold it."""
+    """The state as JSON can hold it."""
     return {
         "step": state.step,
         "cursor": asdict(state.cursor),

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.record.redaction import masked
+from orchestrator.record.redaction import redacted
 from orchestrator.record.run_files import append_line, read_lines
 
 EVENTS_FILE = "events.jsonl"
@@ -52,9 +52,9 @@ class Event(enum.StrEnum):
 
 
 def append(run_dir: Path, stage: str, event: Event, step: int | None = None, **details: Any) -> None:
-    """On disk when this returns. Passwords and tokens in texts are masked."""
+    """On disk when this returns. Passwords and tokens in texts are redacted."""
     row = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": stage, "step": step}
-    shown = {name: masked(value) if isinstance(value, str) else value for name, value in details.items()}
+    shown = {name: redacted(value) if isinstance(value, str) else value for name, value in details.items()}
     append_line(run_dir / EVENTS_FILE, {**row, "event": str(event), **shown})
 
 

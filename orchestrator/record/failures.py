@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.record.redaction import masked
+from orchestrator.record.redaction import redacted
 
 LOG_FILE = "errors.log"
 
@@ -34,7 +34,7 @@ def write_traceback(error: BaseException, command: Sequence[str], run_dir: Path 
         path = place / (LOG_FILE if place is run_dir else "terse_errors.log")
         try:
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(masked(entry))
+                file.write(redacted(entry))
         except OSError:
             continue
         return path

@@ -7,25 +7,25 @@ from typing import Any
 
 from configs.secrets import QUERY_SECRET, SECRET_NAME, USER_INFO
 
-MASK = "***"
+REDACTED = "***"
 MIN_SECRET_CHARS = 8
 """Shorter values of such variables are more likely `true` or `token` than a secret."""
 
 
-def masked(text: str) -> str:
+def redacted(text: str) -> str:
     """The text with `***` for passwords in addresses, and for the values of environment variables that are secrets.
 
     Example: `https://me:pw@host/x` → `https://me:***@host/x`; with `HF_TOKEN=hf_abcdefgh`: `hf_abcdefgh` → `***`.
     """
     for value in secret_values(dict(os.environ)):
-        text = text.replace(value, MASK)
-    return QUERY_SECRET.sub(rf"\1{MASK}", USER_INFO.sub(_mask_password, text))
+        text = text.replace(value, REDACTED)
+    return QUERY_SECRET.sub(rf"\1{REDACTED}", USER_INFO.sub(_redact_password, text))
 
 
-def _mask_password(match: re.Match[str]) -> str:
+def _redact_password(match: re.Match[str]) -> str:
     """`://me:pw@` → `://me:***@`, `://token@` → `://***@`"""
     user, colon, _ = match.group().removeprefix("://").removesuffix("@").partition(":")
-    return f"://{user}:{MASK}@" if colon else f"://{MASK}@"
+    return f"://{user}:{REDACTED}@" if colon else f"://{REDACTED}@"
 
 
 def secret_values(environment: dict[str, str]) -> list[str]:
@@ -38,8 +38,8 @@ def secret_values(environment: dict[str, str]) -> list[str]:
     return sorted(found, key=lambda value: (-len(value), value))
 
 
-class MaskingFormatter(logging.Formatter):
-    """Masks what is about to be written, tracebacks included."""
+class RedactingFormatter(logging.Formatter):
+    """Redacts what is about to be written, tracebacks included."""
 
     def format(self, record: Any) -> str:
-        return masked(super().format(record))
+        return redacted(super().format(record))

@@ -11,7 +11,7 @@ from orchestrator.record import run_files
 EVALUATION_SETTINGS = ("evaluation.", "scaling.", "data.evaluation.", "budget.")
 """What the figures of the evaluation depend on besides the policies: beginnings of keys."""
 EXPORT_SETTINGS_FILE = "export_settings.json"
-"""In the run directory, not in the export."""
+"""A file of the run directory, not of the export."""
 
 
 def evaluation_settings(config: RunConfig) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def tracking_uri(config: RunConfig) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Of the libraries that a result depends on, as far as they are installed."""
+    """Versions of the libraries that a result depends on, as far as they are installed."""
     found = {}
     for package in VERSIONED_PACKAGES:
         try:
@@ -245,7 +245,7 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Of the source tree, with `+changes` when it differs from the commit; `unknown` outside a checkout.
+    """Commit of the source tree, with `+changes` when it differs from the commit; `unknown` outside a checkout.
 
     TERSE_COMMIT, which an image may bake in, comes first."""
     root = Path(__file__).resolve().parents[2]
@@ -277,7 +277,7 @@ def _connect(config: RunConfig) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
 
-    # MLflow sets its own level at import; its migrations are nobody's news.
+    # MLflow sets its own level at import, and would report each migration of its database.
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     uri = tracking_uri(config)

@@ -11,7 +11,7 @@ from orchestrator.report.markdown import make_environment
 from orchestrator.report.run import headline, table_rows
 
 CARD_FIGURES = ("caps.png", "lengths.png")
-"""Of the run's figures: accuracy against length, where there are caps, and lengths."""
+"""The figures that a card shows: accuracy against length, where there are caps, and lengths."""
 
 
 def write_card(config: RunConfig, directory: Path, parity: dict[str, Any], quantisation: dict[str, Any]) -> Path:

@@ -313,7 +313,7 @@ PROTOCOL_COLUMNS = {
     "sampling": "sampling",
     "limit": "token limit",
 }
-"""Of the published benchmarks: key of a row → title."""
+"""Columns of published benchmarks: key of a row → title."""
 
 
 def columns_of(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> list[str]:

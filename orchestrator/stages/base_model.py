@@ -1,7 +1,7 @@
 """The base that a run trains, samples and exports: the model's own weights, or its int4 twin in the run directory."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.hub import local_model
@@ -14,39 +14,56 @@ log = logging.getLogger(__name__)
 INT4_DIR = "int4_base"
 
 
-def base_model_path(config: RunConfig) -> str:
-    """Directory of what learner and engines load; made first when `model.base_precision` asks for int4 and it is not
-    there, fetched first when it is a hub's."""
-    return str(native_base(config) if config.model.base_precision == "native" else int4_base(config))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bases:
+    """Where a run's base model lies, found (and fetched or quantised, if need be) once."""
+
+    native: Path
+    """The model's own directory"""
+    trained: Path
+    """What learner and engines load: the same, or the int4 twin"""
+    actor_path: str
+    """How actors on any node find it: a directory that every node sees, or a hub name …"""
+    actor_model: ModelSection
+    """… with the commit that is here"""
 
 
-def for_actors(config: RunConfig) -> tuple[str, ModelSection]:
-    """What actors on any node load: a directory that every node sees, or a hub name with the commit that is here."""
-    if config.model.base_precision == "native" and is_hub_name(config.model.path):
-        commit = native_base(config).name  # the hub's cache keeps snapshots under their commits
-        return config.model.path, replace(config.model, revision=commit)
-    return base_model_path(config), config.model
+def resolve_bases(config: RunConfig) -> Bases:
+    """Fetch a hub model, and make the int4 base that `model.base_precision` asks for, unless they are there.
+
+    Raises UserError when the hub has no such model.
+    """
+    native = native_base(config.model)
+    if config.model.base_precision == "int4":
+        trained = int4_base(config, native)
+    elif is_hub_name(config.model.path):
+        # The hub's cache keeps snapshots under their commits.
+        model = replace(config.model, revision=native.name)
+        return Bases(native=native, trained=native, actor_path=config.model.path, actor_model=model)
+    else:
+        trained = native
+    return Bases(native=native, trained=trained, actor_path=str(trained), actor_model=config.model)
 
 
-def int4_base(config: RunConfig) -> Path:
+def int4_base(config: RunConfig, native: Path) -> Path:
     """The int4 base of this run, a directory that every process can load as an ordinary model."""
     from deploy.export.quantize import quantised_base
 
     target = (config.run_dir / INT4_DIR).resolve()
     if not target.exists():
         log.info("quantising the base to int4 in %s", target)
-    return quantised_base(native_base(config), target, config.model.quantize_method, config.model.dtype)
+    return quantised_base(native, target, config.model.quantize_method, config.model.dtype)
 
 
-def native_base(config: RunConfig) -> Path:
+def native_base(model: ModelSection) -> Path:
     """The model's own directory; a hub model is fetched (or found in the hub's cache)."""
-    path = resolve_model_path(config.model.path)
-    if not is_hub_name(config.model.path):
+    path = resolve_model_path(model.path)
+    if not is_hub_name(model.path):
         return Path(path)
     try:
-        return Path(local_model(path, config.model))
+        return Path(local_model(path, model))
     except Exception as error:  # huggingface_hub and its transport raise what they like
-        at = f" at revision {config.model.revision}" if config.model.revision else ""
+        at = f" at revision {model.revision}" if model.revision else ""
         raise UserError(
             f"model.path: expected a model that the hub has, found no {path}{at} ({first_line(error)})"
         ) from error

@@ -41,7 +41,7 @@ from orchestrator.data.tasks import with_budget
 from orchestrator.record import run_files
 from orchestrator.record.tracking import git_commit, library_versions
 from orchestrator.report.model_card import CARD_FIGURES, write_card
-from orchestrator.stages.base_model import int4_base, native_base
+from orchestrator.stages.base_model import Bases, int4_base, resolve_bases
 from orchestrator.stages.quantisation import Judge, report_quantisation
 from rewards.base import Outcome
 
@@ -71,8 +71,9 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
     replaced = temporary.with_name(f"{temporary.name}.old")
     temporary.mkdir(parents=True)
     try:
-        base_dir = exported_base(config)
-        write_files(config, packed_adapter, base_dir, temporary, run_id)
+        bases = resolve_bases(config)
+        base_dir = exported_base(config, bases)
+        write_files(config, packed_adapter, bases, base_dir, temporary, run_id)
         parity: dict[str, Any] = {}
         quantisation: dict[str, Any] = {}
         if config.export.parity_prompts:
@@ -81,7 +82,7 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
             with scorer(config) as judge:
                 parity = check_parity(config, base_dir, temporary, pairs, judge)
                 if config.export.precision == "int4":
-                    quantisation = report_quantisation(config, pairs, judge)
+                    quantisation = report_quantisation(config, bases.native, base_dir, pairs, judge)
         write_card(config, temporary, parity, quantisation)
         _add_to_manifest(temporary, [CARD_FILE, *CARD_FIGURES])
         if target.exists():
@@ -95,18 +96,12 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
     return parity_metrics(parity) | quantisation_metrics(quantisation)
 
 
-def exported_base(config: RunConfig) -> Path:
+def exported_base(config: RunConfig, bases: Bases) -> Path:
     """A directory whose weights are those of the device file: what the run trained on, or its int4 twin."""
-    if config.export.precision == "int4":
-        if config.model.base_precision == "native":
-            log.warning("int4 export of an adapter that was trained on the native base: see model.base_precision")
-        return int4_base(config)
-    return trained_base(config)
-
-
-def trained_base(config: RunConfig) -> Path:
-    """The base that adapter and heads were trained on."""
-    return int4_base(config) if config.model.base_precision == "int4" else native_base(config)
+    if config.export.precision == "int4" and config.model.base_precision == "native":
+        log.warning("int4 export of an adapter that was trained on the native base: see model.base_precision")
+        return int4_base(config, bases.native)
+    return bases.trained
 
 
 def name_base(adapter_dir: Path, config: RunConfig, base_dir: Path) -> None:
@@ -116,7 +111,9 @@ def name_base(adapter_dir: Path, config: RunConfig, base_dir: Path) -> None:
     run_files.write_text(path, json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}, indent=2))
 
 
-def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, directory: Path, run_id: str) -> None:
+def write_files(
+    config: RunConfig, packed_adapter: bytes, bases: Bases, base_dir: Path, directory: Path, run_id: str
+) -> None:
     """Everything but the model card."""
     from deploy.export import gguf
     from deploy.export.merge import write_merged
@@ -133,7 +130,7 @@ def write_files(config: RunConfig, packed_adapter: bytes, base_dir: Path, direct
     tokenizer.save_pretrained(directory / TOKENIZER_DIR)
     if section.merged:
         write_merged(base_dir, directory / TOKENIZER_DIR, packed_adapter, directory / MERGED_DIR)
-    base_sha256 = weights_sha256(trained_base(config))
+    base_sha256 = weights_sha256(bases.trained)
     heads, threshold = config.run_dir / "heads" / HEADS_FILE, None
     if heads.is_file():
         threshold = read_heads(heads, base_sha256, hf_config["hidden_size"]).threshold
@@ -203,7 +200,7 @@ def ask(config: RunConfig) -> str:
     from deploy.device.runtime import DeviceModel, Question
 
     directory = config.run_dir / EXPORT_DIR
-    task, _ = held_out_prompts(config, load_tokenizer(str(native_base(config)), config.model))[0]
+    task, _ = held_out_prompts(config, load_tokenizer(str(directory / TOKENIZER_DIR), config.model))[0]
     with DeviceModel(directory) as device:
         question = task.messages[-1]["content"]
         answer = device.answer(Question(question=question))

@@ -28,7 +28,6 @@ from orchestrator.data.tasks import held_out_tasks
 from orchestrator.evaluation.evaluate import prompt_requests
 from orchestrator.record import run_files
 from orchestrator.stage import Stage
-from orchestrator.stages.base_model import base_model_path
 from rewards.base import Outcome
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def fit_heads(stage: Stage, version: int) -> None:
     data = gather(dispatcher, training_prompts(stage, config.num_tasks), config, stage.config, version)
     sources = gather_sources(dispatcher, stage) if config.switcher_labels == "sources" else None
     heads, metrics = train_heads(data, config, stage.config.run.seed, sources)
-    heads = replace(heads, base_sha256=weights_sha256(base_model_path(stage.config)))
+    heads = replace(heads, base_sha256=weights_sha256(stage.base_dir))
     stage.tracker.log_metrics({f"heads/{name}": value for name, value in metrics.items()}, step=0)
     run_files.write_text(stage.directory / "metrics.json", json.dumps(metrics, indent=2))
     stage.tracker.log_file(run_files.write_bytes(stage.directory / HEADS_FILE, pack_heads(heads)), "heads")

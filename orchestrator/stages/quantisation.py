@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from configs.schema.run import ModelSection, RunConfig
 from deploy.export.quantize import GRID_DIR, REPORT_FILE
 from orchestrator.data.sft_rows import SftRows
 from orchestrator.record import run_files
-from orchestrator.stages.base_model import int4_base, native_base
 
 log = logging.getLogger(__name__)
 QUANTISATION_FILE = "quantisation.json"
@@ -28,20 +28,22 @@ Judge = Callable[[str, Any], bool]
 """(completion text, task with its reference answer and labels) → whether it is right"""
 
 
-def report_quantisation(config: RunConfig, pairs: Sequence[tuple[Task, Prompt]], judge: Judge) -> dict[str, Any]:
+def report_quantisation(
+    config: RunConfig, native: Path, int4: Path, pairs: Sequence[tuple[Task, Prompt]], judge: Judge
+) -> dict[str, Any]:
     """Write `<run>/quantisation.json` and return it.
 
     Both bases run without adapter, in torch and float32: the perplexity of the assistant's tokens in as many SFT
     conversations as there are `pairs` (left out where SFT was, `sft.adapter`), and the accuracy of greedy completions
     of `pairs`, at most `export.parity_tokens` long.
     """
-    tokenizer = load_tokenizer(str(native_base(config)), config.model)
+    tokenizer = load_tokenizer(str(native), config.model)
     rows: list[TrainRow] = []
     if not config.sft.adapter:
         source = SftRows(config, tokenizer)
         rows = [source.at(index) for index in range(len(pairs))]
     num_tokens = min(config.export.parity_tokens, config.evaluation.max_completion_tokens)
-    directories = {NATIVE: native_base(config), INT4: int4_base(config)}
+    directories = {NATIVE: native, INT4: int4}
     perplexities: dict[str, float] = {}
     accuracies: dict[str, float] = {}
     for name, directory in directories.items():

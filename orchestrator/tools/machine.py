@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 GIB = 2**30
 PROBE_TIMEOUT_S = 5.0
 
@@ -21,7 +23,7 @@ class Gpu:
     name: str
     memory_gib: float
     capability: float = 9.0
-    """Of its architecture, as NVIDIA counts them: 7.5 is Turing, 8.0 Ampere, 9.0 Hopper."""
+    """Compute capability, as NVIDIA counts them: 7.5 is Turing, 8.0 Ampere, 9.0 Hopper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Machine:
     num_cores: int
     """That this process may use."""
     memory_gib: float
-    """Of the machine, or of the container it is."""
+    """Memory of the machine, or of the container it is."""
     free_memory_gib: float
     free_disk_gib: float
     """Where runs go."""
@@ -60,7 +62,7 @@ def probe(runs_dir: Path) -> Machine:
         python=sys.version_info[:3],
         num_cores=len(os.sched_getaffinity(0)),
         memory_gib=memory_limit_bytes() / GIB,
-        free_memory_gib=min(meminfo_bytes("MemAvailable"), memory_limit_bytes()) / GIB,
+        free_memory_gib=min(psutil.virtual_memory().available, memory_limit_bytes()) / GIB,
         free_disk_gib=shutil.disk_usage(nearest_directory(runs_dir)).free / GIB,
         shm_gib=shutil.disk_usage(shm).total / GIB if shm.is_dir() else 0.0,
         gpus=gpus,
@@ -114,17 +116,12 @@ def installed_versions() -> dict[str, str]:
 
 def memory_limit_bytes() -> int:
     """The container's limit where there is one, else the machine's memory."""
-    total = meminfo_bytes("MemTotal")
+    total = psutil.virtual_memory().total
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         file = Path(path)
         if file.is_file() and (text := file.read_text().strip()).isdigit():
             return min(total, int(text))
     return total
-
-
-def meminfo_bytes(name: str) -> int:
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
 
 
 def nearest_directory(path: Path) -> Path:

@@ -25,17 +25,17 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Of a run whose learner and engines are on GPUs."""
+    """What a run holds whose learner and engines are on GPUs."""
 
     learner: Parts
-    """Of one rank at its peak; empty on CPUs."""
+    """Parts of one rank at its peak; empty on CPUs."""
     engine: Parts
-    """Of one engine's GPU; empty on CPUs."""
+    """Parts of one engine's GPU; empty on CPUs."""
     is_shared: bool
     kv_tokens: int
     """That the cache of one engine holds; 0 when nobody knows how large it is."""
     shm: Parts
-    """In /dev/shm of a node that holds every engine."""
+    """Parts in /dev/shm of a node that holds every engine."""
 
     @property
     def learner_bytes(self) -> float:
@@ -47,7 +47,7 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> float:
-        """Of the fullest GPU: a shared one holds the learner at work with the engine asleep, or the engine with the learner
+        """Bytes of the fullest GPU: a shared one holds the learner at work with the engine asleep, or the engine with the learner
         at rest."""
         if not self.is_shared:
             return max(self.learner_bytes, self.engine_bytes)
@@ -78,7 +78,7 @@ def longest_batch_tokens(config: RunConfig) -> int:
 
 
 def learner_parts(config: RunConfig, shape: ModelShape) -> Parts:
-    """Of one rank. ZeRO-3 splits the base only after each rank has loaded all of it, so it counts whole."""
+    """Parts of one rank. ZeRO-3 splits the base only after each rank has loaded all of it, so it counts whole."""
     learner, dtype_bytes = config.learner, DTYPE_BYTES[config.model.dtype]
     num_adapter = shape.num_adapter_parameters(config.lora.rank, config.lora.target_modules)
     ranks = learner.num_ranks
@@ -103,7 +103,7 @@ def learner_parts(config: RunConfig, shape: ModelShape) -> Parts:
 
 
 def engine_parts(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Parts:
-    """Of each of an engine's GPUs; with tensor parallelism each holds a part of weights, adapters and cache."""
+    """Parts of each of an engine's GPUs; with tensor parallelism each holds a part of weights, adapters and cache."""
     engine, dtype_bytes = config.engine, DTYPE_BYTES[config.model.dtype]
     num_versions = config.rl.max_staleness + 2
     num_adapter = shape.num_adapter_parameters(engine.max_lora_rank, tuple(shape.widths))

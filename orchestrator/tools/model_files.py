@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def architecture_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Of `config.json`: what the learner, or the export at the end, would refuse hours later."""
+    """What is wrong with `config.json`: what the learner, or the export at the end, would refuse hours later."""
     where = f"model.path {config.model.path!r}: config.json"
     if missing := missing_sizes(hf_config):
         kind = hf_config.get("model_type", "no model_type")
@@ -43,7 +43,7 @@ def architecture_problems(config: RunConfig, hf_config: dict[str, Any]) -> Itera
 
 
 def weight_problems(config: RunConfig, directory: Path) -> Iterator[str]:
-    """Of the weights' headers and index, and of the settings that name layers."""
+    """What is wrong with the weights' headers and index, and with the settings that name layers."""
     where = f"model.path {config.model.path!r}"
     try:
         shapes = read_shapes(directory)

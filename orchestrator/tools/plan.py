@@ -37,7 +37,7 @@ class Plan:
     """The numbers that follow from a configuration."""
 
     num_parameters: int
-    """Of the base model; 0, like all that follows from it, when its config.json is not at hand (a hub name)."""
+    """Parameters of the base model; 0, like all that follows from it, when its config.json is not at hand (a hub name)."""
     num_adapter_parameters: int
     num_gpus: float
     num_cpus: float
@@ -46,11 +46,11 @@ class Plan:
     """When every prompt and completion is as long as it may be."""
     completions_in_flight: int
     base_weights_gib: float
-    """In each engine and on each learner rank."""
+    """Size in each engine and on each learner rank."""
     adapter_training_gib: float
     """Per rank: fp32 adapter weights, gradients and two AdamW moments, before ZeRO splits them."""
     memory: MemoryPlan | None
-    """Of GPUs; None when the model's config.json is not at hand."""
+    """Memory of GPUs; None when the model's config.json is not at hand."""
     step: StepEstimate | None
     """None without GPUs whose size is known, for the engines or for the learner."""
     unverifiable: dict[str, SourceReferences]
@@ -120,7 +120,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
-    """Of the local files that tasks come from. Raises ConfigError for a file that cannot be read, naming key, file and row."""
+    """Reference answers of the local files that tasks come from. Raises ConfigError for a file that cannot be read, naming key, file and row."""
     found: dict[str, SourceReferences] = {}
     for name, source in task_sources(config).items():
         if source.source == ARITHMETIC or not is_local_data(source.source):
@@ -216,7 +216,7 @@ def check_fetched_model(config: RunConfig, directory: Path) -> None:
 
 
 def directory_problems(config: RunConfig, directory: Path) -> list[str]:
-    """Of weights and tokenizer, and when both are there of what the chat template makes of the data."""
+    """What is wrong with weights and tokenizer, and when both are there with what the chat template makes of the data."""
     found = [*weight_problems(config, directory), *tokenizer_problems(config, directory)]
     return found or list(rendering_problems(config, directory))
 

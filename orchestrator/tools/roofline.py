@@ -30,7 +30,7 @@ KINDS = (
 )
 """By memory, smallest first."""
 LEARNER_SHARE = 0.45
-"""Of the GPU's arithmetic that the learner reaches with a large model."""
+"""Share of the GPU's arithmetic that the learner reaches with a large model."""
 LAUNCH_S = 1.6e-3
 """Launching one layer's kernels for one micro-batch, for each N FLOPs of its passes: what a small model waits for."""
 BANDWIDTH_SHARE = 0.7
@@ -43,7 +43,7 @@ PROMPT_TOKENS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEstimate:
-    """Of one RL step, in seconds."""
+    """Estimated parts of one RL step, in seconds."""
 
     gpu: str
     completion_tokens: float
@@ -66,7 +66,7 @@ def kind_of(gpu_bytes: float) -> GpuKind:
 
 
 def estimate_step(config: RunConfig, shape: ModelShape, gpu_bytes: float, kv_tokens: int) -> StepEstimate:
-    """Of a run whose engines and learner are on GPUs; `kv_tokens` is what one engine's cache holds (0: enough)."""
+    """Estimate for a run whose engines and learner are on GPUs; `kv_tokens` is what one engine's cache holds (0: enough)."""
     kind = kind_of(gpu_bytes)
     buckets, weights = config.budget.buckets_tokens, config.budget.weights or (1.0,) * len(config.budget.buckets_tokens)
     mean = sum(bucket * weight for bucket, weight in zip(buckets, weights, strict=True)) / sum(weights)

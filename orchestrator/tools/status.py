@@ -69,7 +69,7 @@ def describe_stage(config: RunConfig, recent: list[Row]) -> str:
 
 
 def describe_steps(recent: list[Row]) -> dict[str, str]:
-    """Of RL: what it learns, how fast, and how healthy; of SFT its loss."""
+    """What RL learns, how fast, and how healthy it is; for SFT its loss."""
     if recent[-1]["stage"] != "rl":
         return {"learning": f"loss {_mean(recent, 'train/loss'):.3f}"}
     dropped = sum(row.get(f"rollout/dropped_{reason}", 0) for row in recent for reason in DROP_REASONS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 NUM_TIERS = 3
-"""Of difficulty, hardest first (LASER-D)."""
+"""Tiers of difficulty, hardest first (LASER-D)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class TaskHistory:
     shortest_tokens: int
     num_correct: int
     total_tokens: int
-    """Of all of them together."""
+    """Tokens of all of them together."""
 
     def __post_init__(self) -> None:
         if (
@@ -66,7 +66,7 @@ class LengthState:
     tasks: Mapping[str, TaskHistory] = field(default_factory=dict)
     """By task id; tasks that were never solved have none (HAPO). One small record per task seen."""
     solve_rates: tuple[float, ...] = ()
-    """Of the latest groups, oldest first (GRPO-lambda); bounded by its window."""
+    """Accuracies of the latest groups, oldest first (GRPO-lambda); bounded by its window."""
     tier_fracs: tuple[float, ...] = (1.0,) * NUM_TIERS
     """`[tiers]`, hardest first: limits as shares of the longest one (LASER-D)"""
     tier_counts: tuple[TierCounts, ...] = (TierCounts(),) * NUM_TIERS

@@ -16,7 +16,7 @@ class LengthInputs:
     """
 
     num_tokens: tuple[int, ...]
-    """`[G]`, of the whole completion: a reward on the thought alone moves the thinking into the answer"""
+    """`[G]`, of the whole completion or of the thought, as `reward.span` says"""
     correct: tuple[bool, ...]
     """`[G]`"""
     truncated: tuple[bool, ...]

@@ -23,7 +23,7 @@ from functools import lru_cache
 from rewards.notation.units import CONNECTORS, FUNCTIONS, SCALES, agree, is_unit, unit_of, words_to_number
 
 MAX_RATIO_CHARS = 400
-"""Of a number that is compared as a ratio."""
+"""Digits of a number that is compared as a ratio."""
 MAX_EXPONENT = 400
 PLACES = 6
 """Decimals that stand for a rounding agree up to here, as math-verify has it."""

@@ -45,7 +45,7 @@ class Node:
     text: str
     items: tuple["Node", ...] = ()
     name: str = ""
-    """Of a named value."""
+    """Name of a named value."""
 
     @property
     def equation(self) -> str:
@@ -114,7 +114,7 @@ def _is_equals(token: str, before: str, after: str) -> bool:
 
 
 def _items(parts: Sequence[str]) -> Iterator[Node]:
-    """Of a list; `\\pm` makes two."""
+    """Parts of a list; `\\pm` makes two."""
     for part in parts:
         node = read(part)
         yield from node.items if node.kind == "list" and not node.name else (node,)
@@ -216,7 +216,7 @@ def _equal(answer: Node, reference: Node, equal_atoms: EqualAtoms) -> bool:
 
 
 def value_of(text: str) -> str:
-    """Of a normal form the part that says the value: `x = 3 + 4 = 7` → `7`."""
+    """The part of a normal form that says the value: `x = 3 + 4 = 7` → `7`."""
     node = read(text)
     return value_of(node.items[1].text) if node.kind == "equation" else node.text
 

@@ -43,7 +43,7 @@ def score(actor: RewardActor, group: list[Answer]) -> list[Outcome]:
     started_s = time.monotonic()
     rollouts = actor.score_group(REQUEST, [make_completion(answer.text) for answer in group])
     elapsed_s = time.monotonic() - started_s
-    # On a machine that is busy it takes its time to start a process in the stead of one that was killed.
+    # A busy machine needs time to start a process in place of one that was killed.
     assert elapsed_s < len(group) * (DEADLINE_S + START_TIMEOUT_S)
     outcomes = [rollout.reward.outcome for rollout in rollouts]
     for answer, rollout in zip(group, rollouts, strict=True):

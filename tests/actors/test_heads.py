@@ -16,8 +16,7 @@ from actors.head_metrics import (
     thresholds,
 )
 from actors.head_training import fit_switcher, fit_verifier, split_by_task
-from actors.heads import Heads, Switcher, Verifier, ema_pool, pack_heads, read_heads, unpack_heads
-from actors.hidden_states import RunningPool
+from actors.heads import EmaPooler, Heads, Switcher, Verifier, ema_pool, pack_heads, read_heads, unpack_heads
 from configs.schema.heads import HeadsSection
 
 RNG = np.random.default_rng(0)
@@ -56,10 +55,44 @@ def test_pooling_by_hand():
     assert ema_pool(states, 1, 0.5) == [0.5 * 6 + 0.25 * 3 + 0.25 * 1]
 
 
+def test_pooling_in_pieces_by_hand():
+    pooler = EmaPooler(2, 0.25)
+    with pytest.raises(ValueError, match="got none"):
+        pooler.result()
+    for value in (1.0, 3.0, 10.0, 20.0, 4.0):
+        pooler.add(np.array([[value, -value]]))
+    # Chunk means 2, 15 and 4, the last chunk being short: 2 → 0.25 * 15 + 0.75 * 2 = 5.25 → 0.25 * 4 + 0.75 * 5.25.
+    assert pooler.result().tolist() == [4.9375, -4.9375]
+
+
+def test_probabilities_by_hand():
+    hidden, output = np.zeros((8, 2), dtype=np.float32), np.zeros((1, 8), dtype=np.float32)
+    hidden[0], hidden[1], output[0, :2] = [1.0, 0.0], [-1.0, 0.0], [2.0, 100.0]
+    switcher = Switcher(
+        feature_mean=np.array([1.0, 0.0]),
+        feature_scale=np.array([2.0, 1.0]),
+        hidden_weight=hidden,
+        hidden_bias=np.zeros(8),
+        output_weight=output,
+        output_bias=np.array([-1.0]),
+    )
+    verifier = Verifier(
+        feature_mean=np.array([0.0, 1.0]),
+        feature_scale=np.array([1.0, 4.0]),
+        weight=np.array([[1.0, -1.0]]),
+        bias=np.array([0.5]),
+    )
+    heads = replace(make_heads(), switcher=switcher, verifier=verifier)
+    # (5 - 1) / 2 = 2 → ReLU: 2 and 0 → 2 * 2 - 1 = 3
+    assert heads.switcher_probability(np.array([5.0, 9.0])) == pytest.approx(1 / (1 + np.exp(-3)))
+    # 3 - (9 - 1) / 4 + 0.5 = 1.5
+    assert heads.verifier_score(np.array([3.0, 9.0])) == pytest.approx(1 / (1 + np.exp(-1.5)))
+
+
 @pytest.mark.parametrize("pieces", [[37], [1] * 37, [16, 16, 5], [3, 30, 4], [17, 20]])
 def test_pooling_piece_by_piece_equals_pooling_at_once(pieces):
     states = torch.randn(37, H, generator=torch.Generator().manual_seed(1))
-    pool = RunningPool(8, 0.5)
+    pool = EmaPooler(8, 0.5)
     seen = 0
     for piece in pieces:
         pool.add(states[seen : seen + piece])

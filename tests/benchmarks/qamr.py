@@ -32,7 +32,7 @@ from orchestrator.cluster.cluster import start_cluster
 from orchestrator.data.prompts import held_out_prompts
 from orchestrator.evaluation.evaluate import evaluate, make_record
 from orchestrator.record.metrics import Summary, summarise
-from orchestrator.stages.base_model import base_model_path
+from orchestrator.stages.base_model import resolve_bases
 
 Rows = list[tuple[str, Summary]]
 
@@ -81,7 +81,7 @@ def quantisation_aware(native: RunConfig) -> RunConfig:
 
 
 def held_out(config: RunConfig, num_tasks: int) -> list[tuple[Task, Prompt]]:
-    tokenizer = load_tokenizer(base_model_path(config), config.model)
+    tokenizer = load_tokenizer(str(resolve_bases(config).trained), config.model)
     return held_out_prompts(replace(config, evaluation=replace(config.evaluation, num_tasks=num_tasks)), tokenizer)
 
 
@@ -90,7 +90,7 @@ def measure(config: RunConfig, prompts: list[tuple[Task, Prompt]], num_samples: 
     section = replace(config.evaluation, samples_per_task=num_samples)
     rows: Rows = []
     with ExitStack() as stack:
-        cluster = stack.enter_context(start_cluster(config, base_model_path(config)))
+        cluster = stack.enter_context(start_cluster(config, resolve_bases(config).actor_path))
         dispatcher = cluster.make_evaluation_dispatcher()
 
         def measured(version: int) -> Summary:

@@ -124,7 +124,9 @@ def our_side(adapter: str, num_steps: int, max_staleness: int) -> dict[str, list
             tokenizer = load_tokenizer(path, config.model)
             # Engines that are still starting would be counted as generation time.
             cluster.engines.wait_for(len(cluster.engines))
-            stage = Stage(name="rl", config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
+            stage = Stage(
+                name="rl", config=config, cluster=cluster, tracker=tracker, tokenizer=tokenizer, base_dir=Path(path)
+            )
             train(stage, adapters.read_directory(Path(adapter)))
         rows = [row for row in read_metrics(config.run_dir) if row["stage"] == "rl"]
     names = ("time/step_s", "time/rollout_s", "time/update_s", "time/publish_s", "rollout/completion_tokens_mean")

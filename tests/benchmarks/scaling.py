@@ -84,7 +84,14 @@ def main() -> None:
                 ),
             )
             tracker: Any = NoTracker()
-            return Stage(name="bench", config=changed, cluster=cluster, tracker=tracker, tokenizer=tokenizer)
+            return Stage(
+                name="bench",
+                config=changed,
+                cluster=cluster,
+                tracker=tracker,
+                tokenizer=tokenizer,
+                base_dir=Path(model_path),
+            )
 
         if "scaling" in arguments.parts:
             for temperature in TEMPERATURES:

@@ -174,7 +174,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data.train.preset": "gsm8k"}, "data.train.preset: expected none for source arithmetic, found 'gsm8k'"),
     ({"data.train.split": ""}, "data.train.split: expected a split"),
-    ({"data.evaluation.source": "some/hub_name"}, "data.evaluation.held_out: expected false"),
+    (
+        {"data.train.source": "some/hub_name", "data.evaluation.source": "some/hub_name"},
+        "data.evaluation: expected other tasks than data.train's (another file or split",
+    ),
     ({"data.evaluation.held_out": False}, "data.evaluation: expected other tasks than data.train's (held_out: true)"),
     ({"data.train.held_out": True}, "data.evaluation: expected other tasks than data.train's"),
     ({"model.path": "./nowhere"}, "model.path: expected a directory with config.json and *.safetensors, found no"),

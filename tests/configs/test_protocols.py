@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.protocols import Protocol, ProtocolsSection, load_protocols, protocol_problems
+from configs.protocols import Protocol, load_protocols, protocol_problems
+from configs.schema.protocols import ProtocolsSection
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 PUBLISHED = ("gsm8k", "math500", "svamp", "aime24", "aime25", "amc23", "gpqa_diamond", "mmlu_stem")

@@ -17,7 +17,7 @@ from configs.load import load_config
 from configs.schema.run import ModelSection
 from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.nodes import fetch_on_nodes
-from orchestrator.stages.base_model import for_actors
+from orchestrator.stages.base_model import resolve_bases
 from tests.actors.learner_setup import SFT, make_rows, num_trained, settings_of
 from tests.faults.nodes import start_nodes
 from tests.integration.test_job_submit import free_port
@@ -98,7 +98,8 @@ def hub(tmp_path, monkeypatch, tiny_model_dir):
 
 
 def test_actors_get_the_commit_that_the_driver_found(hub):
-    path, model = for_actors(load_config("quickstart", ["model.path=org/tiny"]))
+    bases = resolve_bases(load_config("quickstart", ["model.path=org/tiny"]))
+    path, model = bases.actor_path, bases.actor_model
     assert (path, model.revision) == ("org/tiny", COMMIT)
     assert local_model(path, model) == str(hub)
 
@@ -127,7 +128,8 @@ def test_nodes_have_the_model_before_any_engine_is_made(ray_cluster, hub, monkey
     monkeypatch.setattr(Cluster, "_make_engine_pool", lambda self, *_: order.append("engines"))
     monkeypatch.setattr("orchestrator.cluster.cluster.ActorPool", lambda *_, **__: order.append("reward actors"))
     config = load_config("quickstart", ["model.path=org/tiny"])
-    cluster = Cluster(config, *for_actors(config), lambda event, details: None)
+    bases = resolve_bases(config)
+    cluster = Cluster(config, bases.actor_path, bases.actor_model, lambda event, details: None)
     cluster._reservation.release()
     assert order == ["fetch on 1", "ranks", "engines", "reward actors"]
 

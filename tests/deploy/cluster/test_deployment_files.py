@@ -18,10 +18,11 @@ from orchestrator.__main__ import CONFIGURED, make_parser
 from orchestrator.record.dashboard import exported_name
 
 ROOT = Path(__file__).resolve().parents[3]
-DEPLOY = ROOT / "deploy"
-TEXTS = sorted(
-    path for path in DEPLOY.rglob("*") if path.suffix in {".yaml", ".sh", ".md"} or path.name == "Dockerfile"
-)
+DEPLOY = ROOT / "deploy" / "cluster"
+TEXTS = [
+    *sorted(path for path in DEPLOY.rglob("*") if path.suffix in {".yaml", ".sh"} or path.name == "Dockerfile"),
+    *(ROOT / "docs" / name for name in ("guides/cluster.md", "guides/gpus.md", "operations.md")),
+]
 IMAGE = "registry.example/terse:0.1.0"
 KUBERAY = {path.stem: path for path in (DEPLOY / "kuberay").glob("*.yaml")}
 PAPER = load_config("paper_7b_8gpu")
@@ -202,7 +203,7 @@ def terse_commands() -> list[str]:
     for path in TEXTS:
         text = path.read_text().replace("\\\n", " ")
         found += re.findall(
-            r"(?:^|[\s`(])((?:terse|python -m orchestrator) (?!-|COMMAND|run`)[a-z-]+(?: [^`\n&|;#]*)?)", text
+            r"(?:^|[\s`(])((?:terse|python -m orchestrator) (?!-|COMMAND|[a-z-]+`)[a-z-]+(?: [^`\n&|;#]*)?)", text
         )
     found = [command.strip().replace('"${arguments[@]}"', "--config paper_7b_8gpu run.dir=runs") for command in found]
     # The end of a quoted shell line.
@@ -248,7 +249,8 @@ def test_the_dockerfile_installs_the_pinned_gpu_versions_and_does_not_run_as_roo
                 assert (ROOT / source).exists(), source
                 assert f"!{source}" in ignored
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert {f"!{package}" for package in project["tool"]["setuptools"]["packages"]} <= set(ignored)
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {f"!{package.removesuffix('*')}" for package in packages} <= set(ignored)
 
 
 @pytest.mark.parametrize("kind", ["raycluster", "rayjob"])
@@ -359,13 +361,13 @@ def test_a_slurm_job_that_is_told_to_end_lets_the_run_save_and_queues_again(tmp_
 
 
 def test_grafana_shows_metrics_that_a_run_exports():
-    board = json.loads((DEPLOY / "cluster" / "grafana.json").read_text())
+    board = json.loads((DEPLOY / "grafana.json").read_text())
     asked = {
         re.match(r"ray_(terse_\w+)\{run=~", target["expr"])[1]
         for panel in board["panels"]
         for target in panel["targets"]
     }
-    source = "".join(path.read_text() for path in (ROOT / "orchestrator").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "orchestrator").rglob("*.py"))
     named = set(re.findall(r'"((?:rollout|reward|time|train)/\w+)"', source))
     named |= {f"time/{part}_s" for part in ("rollout", "update", "publish")}
     named |= {"step", *(f"lost/{role}" for role in ("rollout_actor", "inference_actor", "reward_actor", "learner"))}

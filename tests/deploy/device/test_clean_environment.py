@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = ("orchestrator", "actors", "rewards", "configs", "deploy")
+PACKAGES = ("terse", "orchestrator", "actors", "rewards", "configs", "deploy")
 ABSENT = ("torch", "transformers", "vllm", "ray", "deepspeed", "mlflow", "omegaconf", "gguf", "math_verify")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

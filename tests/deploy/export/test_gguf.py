@@ -143,7 +143,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path, random_model):
     with pytest.raises(ValueError, match="use_sliding_window: expected False"):
         gguf.architecture({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True})
     with pytest.raises(ValueError, match=r"model\.layers\.0\.block_sparse_moe\.gate\.weight"):
-        gguf.tensor_name("model.layers.0.block_sparse_moe.gate.weight")
+        gguf.tensor_name("model.layers.0.block_sparse_moe.gate.weight", 2)
     hf_config = json.loads((random_model / "config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "use_dora": True, "lora_alpha": 8}))
     with pytest.raises(ValueError, match="use_dora"):

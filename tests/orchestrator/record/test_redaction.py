@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from configs.load import ConfigError, load_config
-from orchestrator.record.redaction import MaskingFormatter, masked, secret_values
+from orchestrator.record.redaction import RedactingFormatter, redacted, secret_values
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ from orchestrator.record.redaction import MaskingFormatter, masked, secret_value
         ("s3://bucket/key@2", "s3://bucket/key@2"),
     ],
 )
-def test_passwords_in_addresses_are_masked_and_nothing_else(text, expected):
-    assert masked(text) == expected
+def test_passwords_in_addresses_are_redacted_and_nothing_else(text, expected):
+    assert redacted(text) == expected
 
 
 def test_values_of_variables_that_are_secrets_by_their_names():
@@ -34,11 +34,11 @@ def test_values_of_variables_that_are_secrets_by_their_names():
     assert secret_values(environment) == ["correct horse", "wJalrXUtnFEMI", "hf_abcdefgh"]
 
 
-def test_log_lines_and_their_tracebacks_are_masked(monkeypatch):
+def test_log_lines_and_their_tracebacks_are_redacted(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(MaskingFormatter("%(message)s"))
+    handler.setFormatter(RedactingFormatter("%(message)s"))
     logger = logging.getLogger("test_masking")
     logger.propagate = False
     logger.addHandler(handler)

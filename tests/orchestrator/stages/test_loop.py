@@ -138,7 +138,14 @@ def make_stage(tmp_path, tiny_model_dir):
         config.run_dir.mkdir(exist_ok=True)
         cluster = FakeCluster(learner or FakeLearner(), rewards_of, engines)
         tokenizer = load_tokenizer(str(tiny_model_dir), config.model)
-        return Stage(name="rl", config=config, cluster=cluster, tracker=FakeTracker(), tokenizer=tokenizer)
+        return Stage(
+            name="rl",
+            config=config,
+            cluster=cluster,
+            tracker=FakeTracker(),
+            tokenizer=tokenizer,
+            base_dir=tiny_model_dir,
+        )
 
     return make
 

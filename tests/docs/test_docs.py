@@ -1,0 +1,142 @@
+"""Pages for people say what is true: commands parse, settings exist, links lead somewhere, error lines are real."""
+
+import ast
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.schema.run import RunConfig
+from orchestrator.__main__ import COMMANDS, CONFIGURED, make_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+import hooks  # noqa: E402
+
+PAGES = [
+    *(
+        ROOT / name
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "rewards/README.md")
+    ),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+COMMAND = re.compile(r"(?:^|[\s`(])(terse (?!-|COMMAND)[a-z-]+(?: [^`\n&|;#]*)?)", re.M)
+SETTING = re.compile(
+    r"`((?:run|model|lora|data|budget|sft|rl|reward|rollout|engine|learner|heads|evaluation|scaling|protocols|export|"
+    r"cluster|tracking)\.[a-z_.*]+)(?:=[^`]*)?`"
+)
+
+
+def keys() -> set[str]:
+    from configs.load import as_flat_dict
+
+    flat = set(as_flat_dict(RunConfig()))
+    return (
+        flat
+        | {key.rpartition(".")[0] for key in flat}
+        | {f"data.*.{key.split('.')[2]}" for key in flat if key.startswith("data.")}
+    )
+
+
+def commands_of(path: Path) -> list[str]:
+    text = path.read_text().replace("\\\n", " ")
+    # Code only: fences and indented lines, and what stands in backticks.
+    lines = [line for line in text.split("\n") if line.startswith("    ") or "`" in line]
+    return [match[1].strip() for line in lines for match in COMMAND.finditer(line)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_parse_and_name_settings_that_exist(path):
+    known = keys()
+    for command in commands_of(path):
+        words = shlex.split(command.replace("…", "x"))
+        if words[1] not in COMMANDS or len(words) == 2:
+            assert words[1] in COMMANDS or "`" in path.read_text(), command
+            continue
+        try:
+            arguments = make_parser().parse_args(words[1:])
+        except SystemExit:
+            pytest.fail(f"{path.name}: {command}")
+        if arguments.command in CONFIGURED:
+            for override in arguments.overrides:
+                assert override.partition("=")[0] in known, f"{path.name}: {command}"
+            if arguments.config and not Path(arguments.config).suffix and arguments.config != "NAME":
+                assert (ROOT / "configs" / f"{arguments.config}.yaml").is_file(), command
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_settings_that_are_named_exist(path):
+    known = keys()
+    for key in SETTING.findall(path.read_text()):
+        assert key in known or key.endswith(".py"), f"{path.name}: {key}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"])
+def test_links_outside_the_site_lead_to_files_and_headings(name):
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve()
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+def texts_of_the_code() -> str:
+    """Every text in the sources, with `…` for what is filled in."""
+    found = []
+    for layer in ("configs", "rewards", "actors", "deploy", "orchestrator"):
+        for path in (ROOT / layer).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                    found.append("".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(re.sub(r"%[\d.]*[sdf]", "…", node.value))
+    return "\n".join(found)
+
+
+def test_error_lines_that_operators_are_told_of_are_in_the_code():
+    code = texts_of_the_code()
+    rows = re.findall(r"^\| `([^`]+)` ", (ROOT / "docs" / "operations.md").read_text(), re.M)
+    lines = [row for row in rows if " " in row and not row.startswith("configuration refused")]
+    assert len(lines) >= 12
+    for line in lines:
+        parts = [part.strip(" ;:.,)(") for part in line.replace("\\|", "|").split("…")]
+        for part in [part for part in parts if len(part) > 3]:
+            assert part in code, f"{line}: {part!r}"
+
+
+def test_the_readme_fits_and_starts_with_what_it_is_for():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    assert lines.index("## Two commands") < lines.index("## Your model and your data") < lines.index("## Where to go")
+
+
+def test_every_setting_says_what_it_is():
+    assert hooks.missing_docstrings() == []
+
+
+def test_pages_that_are_made_hold_every_setting_and_every_command():
+    settings, commands = hooks.settings_page(), hooks.commands_page()
+    for key in keys():
+        section, _, name = key.rpartition(".")
+        if section and "*" not in key and f"## {key}\n" not in settings:
+            assert f"## {section}\n" in settings, key
+            assert f"| `{name}` |" in settings, key
+    assert "| `kl_beta` | number |  | `0.001` | Weight of the KL penalty; 0 turns it off. |" in settings
+    assert "| `max_completion_tokens` | integer | tokens | `6144` |" in settings
+    assert all(f"## {name}\n" in commands for name in COMMANDS)
+
+
+def test_links_of_a_page_from_elsewhere_are_turned():
+    text = hooks.shown_here(ROOT / "tests" / "benchmarks" / "RESULTS.md", "reference/measured.md")
+    assert "](../images/" in text
+    assert "](../../" not in text
