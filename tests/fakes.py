@@ -8,6 +8,7 @@ import numpy as np
 from actors.types import AdapterRef, Completion, Inference, Prompt, Request, Rollout, RolloutGroup, Sampling, Task
 from orchestrator.cluster.actor_pool import ActorPool
 from orchestrator.cluster.dispatcher import Finished
+from orchestrator.record.run_files import sample_row
 from rewards.base import Outcome, RewardResult
 
 
@@ -85,6 +86,12 @@ class FakeDispatcher:
         self.requests.remove(request)
         group = make_group(self._rewards_of(group_id), group_id, request.version, self._sha256)
         return [make_finished(request, group.rollouts)]
+
+
+def make_sample_rows(groups: Sequence[RolloutGroup], prompt: str) -> list[dict[str, Any]]:
+    """What an evaluation leaves of these groups, each prompt being this text."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return [sample_row(rollout.prompt, rollout.sample, lambda _: prompt) for rollout in rollouts]
 
 
 def make_request(prompt: Prompt | None = None, **settings: Any) -> Request:

@@ -8,7 +8,8 @@ from typing import Any
 from configs.schema.run import RunConfig
 from deploy.manifest import CARD_FILE, read_manifest
 from orchestrator.report.markdown import make_environment
-from orchestrator.report.run import headline, table_rows
+from orchestrator.report.run import headline
+from orchestrator.report.tables import policy_table
 
 CARD_FIGURES = ("caps.png", "lengths.png")
 """The figures that a card shows: accuracy against length, where there are caps, and lengths."""
@@ -30,7 +31,7 @@ def write_card(config: RunConfig, directory: Path, parity: dict[str, Any], quant
             manifest=read_manifest(directory),
             config=config,
             headline=headline(summary),
-            table=table_rows(summary),
+            table=policy_table(summary).without("shorter"),
             figures=figures,
             parity=parity,
             quantisation=quantisation,

@@ -16,8 +16,16 @@ from orchestrator.record.tracking import git_commit, library_versions
 from orchestrator.report import figures
 from orchestrator.report import scaling as scaling_report
 from orchestrator.report.markdown import make_environment
+from orchestrator.report.tables import (
+    POLICIES,
+    Table,
+    difficulty_tables,
+    event_tables,
+    policy_table,
+    protocol_tables,
+    run_cap_tables,
+)
 
-POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
 NUM_SAMPLE_TASKS = 10
 PARTS = ("rollout", "update", "publish")
 
@@ -33,27 +41,31 @@ def build_report(run_dir: Path) -> Path:
     metrics = run_files.read_metrics(run_dir)
     summary = summarise_run(run_dir, records, capped)
     run_files.write_text(run_dir / "summary.json", json.dumps(summary, indent=2))
-    scaling, switcher = scaling_report.read_results(run_dir)
-    content = {
-        "name": run_dir.name,
-        "headline": headline(summary),
-        "table": table_rows(summary),
-        "difficulties": difficulty_rows(records),
-        "caps": cap_rows(summary["hard_caps"]) if capped else {},
-        "heads": scaling_report.heads_line(summary.get("heads")),
-        "protocols": protocol_rows(summary.get("protocols", [])),
-        "protocol_columns": PROTOCOL_COLUMNS,
-        "switcher": scaling_report.switcher_rows(switcher),
-        "scaling": scaling_report.scaling_tables(scaling),
-        "figures": draw_figures(run_dir, records, capped, metrics),
-        "samples": pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
-        "policies": POLICIES,
-        "events": events.summarise(events.read(run_dir)),
-        "config": (run_dir / "config.yaml").read_text(),
-        "versions": summary["versions"],
-        "wall_s": summary["wall_s"],
-    }
-    return render(run_dir, "report", content)
+    happened = events.summarise(events.read(run_dir))
+    return render(
+        run_dir,
+        headline=headline(summary),
+        tables=make_tables(run_dir, summary, records),
+        figures=draw_figures(run_dir, records, capped, metrics),
+        samples=pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
+        happened="; ".join(f"{count} × {event.replace('_', ' ')}" for event, count in happened["counts"].items()),
+        events=event_tables(happened["notable"]),
+        made=f"{summary['wall_s']:.0f} s in all; "
+        + "; ".join(f"{package} {version}" for package, version in summary["versions"].items()),
+        config=(run_dir / "config.yaml").read_text(),
+    )
+
+
+def make_tables(run_dir: Path, summary: dict[str, Any], records: dict[str, list[EvaluationRecord]]) -> list[Table]:
+    """Those that there is something for."""
+    policies = policy_table(summary)
+    return [
+        *([policies] if policies.rows else []),
+        *run_cap_tables(summary.get("hard_caps", [])),
+        *protocol_tables(summary.get("protocols", [])),
+        *difficulty_tables(records),
+        *scaling_report.make_tables(run_dir, summary.get("heads")),
+    ]
 
 
 def require_run_dir(directory: Path) -> None:
@@ -62,14 +74,38 @@ def require_run_dir(directory: Path) -> None:
         raise UserError(f"{directory}: expected a run directory with config.yaml, found none")
 
 
-def render(directory: Path, template: str, content: dict[str, Any]) -> Path:
-    """`<template>.html.j2` and `.md.j2` as `report.html` and `report.md`; returns the path of the former."""
+def render(
+    directory: Path,
+    *,
+    headline: str,
+    tables: Sequence[Table],
+    figures: Sequence[tuple[str, Path]],
+    note: str = "",
+    samples: Sequence[dict[str, Any]] = (),
+    happened: str = "",
+    events: Sequence[Table] = (),
+    made: str = "",
+    config: str = "",
+) -> Path:
+    """`report.html` and `report.md` of a run or a sweep; returns the path of the former. `figures` are (caption, path)."""
+    content = {
+        "name": directory.name,
+        "headline": headline,
+        "note": note,
+        "tables": tables,
+        "figures": figures,
+        "samples": samples,
+        "happened": happened,
+        "events": events,
+        "made": made,
+        "config": config,
+    }
     loader = PackageLoader("orchestrator.report", "templates")
     html = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html.filters["data_uri"] = data_uri
     markdown = make_environment()
-    run_files.write_text(directory / "report.md", markdown.get_template(f"{template}.md.j2").render(**content))
-    return run_files.write_text(directory / "report.html", html.get_template(f"{template}.html.j2").render(**content))
+    run_files.write_text(directory / "report.md", markdown.get_template("report.md.j2").render(**content))
+    return run_files.write_text(directory / "report.html", html.get_template("report.html.j2").render(**content))
 
 
 Capped = dict[str, dict[int, list[EvaluationRecord]]]
@@ -122,75 +158,6 @@ def headline(summary: dict[str, Any]) -> str:
     )
 
 
-def table_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """Base, after SFT, after RL: texts for the tables of both reports and of the terminal."""
-    rows = []
-    stages = summary["stages"]
-    for policy, numbers in stages.items():
-        shorter = stages["sft"]["mean_tokens"] / numbers["mean_tokens"] if policy == "rl" and "sft" in stages else None
-        rows.append(
-            {
-                "policy": POLICIES[policy],
-                "accuracy": f"{numbers['accuracy']:.1%}",
-                "interval": f"{numbers['accuracy_low']:.1%} – {numbers['accuracy_high']:.1%}",
-                "tokens": f"{numbers['mean_tokens']:.1f}",
-                "shorter": f"{shorter:.2f}×" if shorter else "",
-                "tasks": str(numbers["num_tasks"]),
-            }
-        )
-    return rows
-
-
-def difficulty_rows(records: dict[str, list[EvaluationRecord]]) -> dict[str, list[dict[str, str]]]:
-    """Per policy: difficulty, accuracy and mean tokens; empty when the source does not grade its tasks."""
-    levels = {policy: by_difficulty(found) for policy, found in records.items()}
-    if any(set(found) == {0} for found in levels.values()):
-        return {}
-    return {
-        POLICIES[policy]: [
-            {"difficulty": str(level), "accuracy": f"{s.accuracy:.1%}", "tokens": f"{s.mean_tokens:.1f}"}
-            for level, s in found.items()
-        ]
-        for policy, found in levels.items()
-    }
-
-
-def cap_rows(hard_caps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The hard-cap table: per policy its accuracy at each cap, without cap last."""
-    caps = list(dict.fromkeys(row["cap"] for row in hard_caps))
-    rows: dict[str, dict[Any, str]] = {}
-    for row in hard_caps:
-        rows.setdefault(POLICIES[row["policy"]], {})[row["cap"]] = f"{row['accuracy']:.1%}"
-    return {
-        "caps": ["none" if cap is None else str(cap) for cap in caps],
-        "rows": {policy: [cells.get(cap, "") for cap in caps] for policy, cells in rows.items()},
-    }
-
-
-def protocol_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Published benchmarks: texts of one line for each benchmark and policy, in the order of the benchmarks."""
-    names = list(dict.fromkeys(row["protocol"] for row in rows))
-    found = []
-    for row in sorted(rows, key=lambda row: (names.index(row["protocol"]), list(POLICIES).index(row["policy"]))):
-        cut = row["max_completion_tokens"] < row["protocol_max_completion_tokens"]
-        limit = f"{row['max_completion_tokens']:,}"
-        found.append(
-            {
-                "protocol": row["protocol"],
-                "policy": POLICIES[row["policy"]],
-                "accuracy": f"{row['accuracy']:.1%}",
-                "interval": f"{row['accuracy_low']:.1%} – {row['accuracy_high']:.1%}",
-                "tokens": f"{row['mean_tokens']:.1f}",
-                "truncated": f"{row['truncated_frac']:.1%}",
-                "tasks": str(row["num_tasks"]),
-                "runs": str(row["num_runs"]),
-                "sampling": f"T {row['temperature']:g}, top-p {row['top_p']:g}",
-                "limit": f"{limit} of {row['protocol_max_completion_tokens']:,}" if cut else limit,
-            }
-        )
-    return found
-
-
 def draw_figures(
     run_dir: Path, records: dict[str, list[EvaluationRecord]], capped: Capped, metrics: Sequence[dict[str, Any]]
 ) -> list[tuple[str, Path]]:
@@ -222,7 +189,7 @@ def draw_figures(
         }
         path = figures.draw_caps(accuracy_at, two, directory / "caps.png")
         drawn.append(("Hard caps: each completion is cut there and made to answer.", path))
-    if records and difficulty_rows(records):
+    if difficulty_tables(records):
         accuracy = {
             policy: {level: (s.accuracy, s.accuracy_low, s.accuracy_high) for level, s in by_difficulty(found).items()}
             for policy, found in records.items()
@@ -271,7 +238,7 @@ def pair_samples(run_dir: Path, policies: Sequence[str]) -> list[dict[str, Any]]
     return [
         {
             "prompt": first["prompt"],
-            "completions": {p: found[task_id] for p, found in by_policy.items() if task_id in found},
+            "completions": {POLICIES[p]: found[task_id] for p, found in by_policy.items() if task_id in found},
         }
         for task_id in chosen
         for first in [next(found[task_id] for found in by_policy.values() if task_id in found)]
@@ -284,40 +251,12 @@ def data_uri(path: Path) -> str:
 
 def terminal_table(summary: dict[str, Any]) -> str:
     """The summary for the end of a command."""
-    rows = table_rows(summary)
-    if not rows:
+    policies = policy_table(summary)
+    if not policies.rows:
         return headline(summary)
-    columns = {
-        "policy": "",
-        "accuracy": "accuracy",
-        "interval": "95 % interval",
-        "tokens": "mean tokens",
-        "shorter": "shorter",
-    }
-    lines = columns_of(rows, columns)
-    lines += ["", headline(summary), f"{rows[0]['tasks']} held-out tasks; {summary['wall_s']:.0f} s in all"]
-    if benchmarks := protocol_rows(summary.get("protocols", [])):
-        lines += ["", *columns_of(benchmarks, PROTOCOL_COLUMNS)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-PROTOCOL_COLUMNS = {
-    "protocol": "benchmark",
-    "policy": "",
-    "accuracy": "accuracy",
-    "interval": "95 % interval",
-    "tokens": "mean tokens",
-    "truncated": "cut",
-    "tasks": "tasks",
-    "runs": "runs",
-    "sampling": "sampling",
-    "limit": "token limit",
-}
-"""Columns of published benchmarks: key of a row → title."""
-
-
-def columns_of(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> list[str]:
-    """Lines of text with the columns aligned, titles first."""
-    widths = {key: max(len(title), *(len(row[key]) for row in rows)) for key, title in columns.items()}
-    lines = ["  ".join(title.ljust(widths[key]) for key, title in columns.items())]
-    return lines + ["  ".join(row[key].ljust(widths[key]) for key in columns) for row in rows]
+    num_tasks = policies.rows[0][policies.columns.index("tasks")]
+    lines = policies.without("tasks").lines()
+    lines += ["", headline(summary), f"{num_tasks} held-out tasks; {summary['wall_s']:.0f} s in all"]
+    for table in protocol_tables(summary.get("protocols", [])):
+        lines += ["", *table.lines()]
+    return "\n".join(lines)

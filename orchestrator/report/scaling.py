@@ -6,7 +6,9 @@ from typing import Any
 
 from orchestrator.record import run_files
 from orchestrator.report import scaling_figures
+from orchestrator.report.tables import Table
 
+SCALING_NOTE = "Accuracy in percent, mean ± standard deviation over draws from one set of completions."
 RULE_ROWS = {"greedy": "greedy", **scaling_figures.RULE_NAMES}
 
 
@@ -34,24 +36,38 @@ def summary_parts(run_dir: Path) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part}
 
 
-def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def make_tables(run_dir: Path, heads: Mapping[str, float] | None) -> list[Table]:
+    """The switcher's table and those of scaling, where they were run."""
+    scaling, switcher = read_results(run_dir)
+    return [*switcher_tables(switcher, heads_line(heads)), *scaling_tables(scaling)]
+
+
+def scaling_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     """One table per mode and cap: a line per rule, a column per N, then what N costs."""
-    tables = []
+    tables: list[Table] = []
     for mode, cap in dict.fromkeys((row["mode"], row["cap"]) for row in rows):
         chosen = [row for row in rows if (row["mode"], row["cap"]) == (mode, cap)]
         sizes = sorted({row["n"] for row in chosen})
-        lines = {}
+        lines = []
         for rule, name in RULE_ROWS.items():
             found = {row["n"]: row for row in chosen if row["rule"] == rule}
             if found:
-                lines[name] = [_accuracy(found[n]) if n in found else "" for n in sizes]
+                lines.append((name, *(_accuracy(found[n]) if n in found else "" for n in sizes)))
         costs = {row["n"]: row for row in chosen if row["rule"] == "majority"}
-        lines["tokens"] = [f"{costs[n]['mean_tokens']:.0f}" for n in sizes]
-        lines["peak KV blocks"] = [f"{costs[n]['peak_kv_blocks']:.1f}" for n in sizes]
+        lines.append(("tokens", *(f"{costs[n]['mean_tokens']:.0f}" for n in sizes)))
+        lines.append(("peak KV blocks", *(f"{costs[n]['peak_kv_blocks']:.1f}" for n in sizes)))
         if any("generate_s" in row for row in costs.values()):
-            lines["generate, verify (s)"] = [f"{costs[n]['generate_s']:.2f}, {costs[n]['verify_s']:.3f}" for n in sizes]
-        title = f"{mode} mode, {f'cut at {cap} tokens' if cap else 'no cap'}, {chosen[0]['num_tasks']} tasks"
-        tables.append({"title": title, "sizes": [str(n) for n in sizes], "lines": lines})
+            times = (f"{costs[n]['generate_s']:.2f}, {costs[n]['verify_s']:.3f}" for n in sizes)
+            lines.append(("generate, verify (s)", *times))
+        where = f"{mode} mode, {f'cut at {cap} tokens' if cap else 'no cap'}, {chosen[0]['num_tasks']} tasks; N ="
+        tables.append(
+            Table(
+                title="" if tables else "N completions, one answer",
+                note="" if tables else SCALING_NOTE,
+                columns=(where, *map(str, sizes)),
+                rows=tuple(lines),
+            )
+        )
     return tables
 
 
@@ -61,21 +77,23 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     return f"{100 * row['accuracy']:.1f}{spread}"
 
 
-def switcher_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Base, the switcher at its threshold, reasoning; empty without a result."""
+def switcher_tables(result: Mapping[str, Any], note: str = "") -> list[Table]:
+    """Base, the switcher at its threshold, reasoning; none without a result."""
     if not result:
         return []
     names = {"base": "base only", "chosen": "switcher", "reasoning": "reasoning only"}
     points = {point["router"]: point for point in result["points"] if point["router"] in names}
-    return [
-        {
-            "router": title,
-            "routed": f"{points[name]['routed_frac']:.0%}",
-            "accuracy": f"{points[name]['accuracy']:.1%}",
-            "tokens": f"{points[name]['mean_tokens']:.1f}",
-        }
+    rows = tuple(
+        (
+            title,
+            f"{points[name]['routed_frac']:.0%}",
+            f"{points[name]['accuracy']:.1%}",
+            f"{points[name]['mean_tokens']:.1f}",
+        )
         for name, title in names.items()
-    ]
+    )
+    columns = ("", "reasons", "accuracy", "mean tokens")
+    return [Table(title="Routed by the switcher", note=note, columns=columns, rows=rows)]
 
 
 def heads_line(metrics: Mapping[str, float] | None) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from actors.types import EvaluationRecord
 from configs.errors import UserError
 from orchestrator.record import run_files
-from orchestrator.record.metrics import Summary, length_reduction, summarise
+from orchestrator.record.metrics import length_reduction, summarise
 from orchestrator.report import sweep_figures
 from orchestrator.report.run import render
+from orchestrator.report.tables import Table, cap_tables
 
 MAX_ACCURACY_LOSS = 0.02
 """What a shorter policy may lose and still be called as good."""
@@ -49,17 +50,14 @@ def build_sweep_report(directory: Path) -> Path:
         if name not in {result.name for result in results}
     }
     figures = draw_figures(directory, results) if results else []
-    content = {
-        "name": directory.name,
-        "headline": headline(results, len(sweep["trials"])),
-        "axes": {key: ", ".join(map(str, values)) for key, values in sweep["axes"].items()},
-        "rows": [trial_row(result) for result in results],
-        "caps": cap_rows(results),
-        "unfinished": unfinished,
-        "figures": figures,
-    }
     run_files.write_text(directory / "summary.json", json.dumps(summarise_sweep(results, unfinished), indent=2))
-    return render(directory, "sweep", content)
+    return render(
+        directory,
+        headline=headline(results, len(sweep["trials"])),
+        note="; ".join(f"{key}: {', '.join(map(str, values))}" for key, values in sweep["axes"].items()),
+        tables=[*trial_tables(results), *unfinished_tables(unfinished), *sweep_cap_tables(results)],
+        figures=figures,
+    )
 
 
 def read_sweep(directory: Path) -> dict[str, Any]:
@@ -107,39 +105,54 @@ def headline(results: list[TrialResult], num_trials: int) -> str:
     )
 
 
-def trial_row(result: TrialResult) -> dict[str, str]:
+def trial_tables(results: list[TrialResult]) -> list[Table]:
+    """A line per finished trial; none without any."""
+    columns = (
+        *("trial", "accuracy", "95 % interval", "against SFT, points", "mean tokens", "median", "95th percentile"),
+        *("shorter", "per task", "right per 1,000 tokens", "unparsable"),
+    )
+    return [Table(columns=columns, rows=tuple(map(trial_row, results)))] if results else []
+
+
+def trial_row(result: TrialResult) -> tuple[str, ...]:
     summary, reduction = summarise(result.rl), result.reduction
-    return {
-        "name": result.name,
-        "accuracy": f"{summary.accuracy:.1%}",
-        "interval": f"{summary.accuracy_low:.1%} – {summary.accuracy_high:.1%}",
-        "change": f"{100 * result.accuracy_change:+.1f}",
-        "mean": f"{summary.mean_tokens:.1f}",
-        "median": f"{summary.median_tokens:.0f}",
-        "p95": f"{summary.p95_tokens:.0f}",
-        "shorter": f"{reduction['ratio_of_means']:.2f}×",
-        "per_task": f"{reduction['per_task_mean']:.2f} ± {reduction['per_task_se']:.2f}",
-        "per_1k": f"{summary.accuracy_per_1k_tokens:.1f}",
-        "unparsable": f"{summary.unparsable_frac:.1%}",
-    }
+    return (
+        result.name,
+        f"{summary.accuracy:.1%}",
+        f"{summary.accuracy_low:.1%} – {summary.accuracy_high:.1%}",
+        f"{100 * result.accuracy_change:+.1f}",
+        f"{summary.mean_tokens:.1f}",
+        f"{summary.median_tokens:.0f}",
+        f"{summary.p95_tokens:.0f}",
+        f"{reduction['ratio_of_means']:.2f}×",
+        f"{reduction['per_task_mean']:.2f} ± {reduction['per_task_se']:.2f}",
+        f"{summary.accuracy_per_1k_tokens:.1f}",
+        f"{summary.unparsable_frac:.1%}",
+    )
 
 
-def cap_rows(results: list[TrialResult]) -> dict[str, Any]:
-    """The hard-cap table: accuracy by cap, SFT first. Empty when nothing was evaluated under caps."""
-    caps = sorted({cap for result in results for cap in result.rl_capped})
-    if not caps:
-        return {}
+def unfinished_tables(unfinished: dict[str, str]) -> list[Table]:
+    """Trials that failed or were not run, with why; none when all are done."""
+    note = "The same command runs only these again."
+    rows = tuple(unfinished.items())
+    return [Table(title="Not finished", note=note, columns=("trial", "why"), rows=rows)] if rows else []
+
+
+def sweep_cap_tables(results: list[TrialResult]) -> list[Table]:
+    """Accuracy by cap, SFT first; none when nothing was evaluated under caps."""
+    if not results:
+        return []
     named = [("after SFT", results[0].sft, results[0].sft_capped)]
     named += [(result.name, result.rl, result.rl_capped) for result in results]
-    rows = []
-    for name, uncapped, capped in named:
-        cells = [summarise(capped[cap]) if cap in capped else None for cap in caps]
-        rows.append({"name": name, "cells": [percent(cell) for cell in [*cells, summarise(uncapped)]]})
-    return {"caps": caps, "rows": rows}
+    cells: dict[str, dict[int | None, str]] = {
+        name: {cap: percent(found) for cap, found in capped.items()} | {None: percent(uncapped)}
+        for name, uncapped, capped in named
+    }
+    return cap_tables(cells)
 
 
-def percent(summary: Summary | None) -> str:
-    return "" if summary is None else f"{summary.accuracy:.1%}"
+def percent(records: list[EvaluationRecord]) -> str:
+    return f"{summarise(records).accuracy:.1%}"
 
 
 def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from orchestrator.data.prompts import held_out_prompts
 from orchestrator.evaluation.evaluate import evaluate, make_record
 from orchestrator.evaluation.test_time import evaluate_scaling, evaluate_switcher, load_heads, reads_of, time_sizes
 from orchestrator.pipeline import require_adapter
-from orchestrator.report.scaling import scaling_tables, switcher_rows
+from orchestrator.report.scaling import scaling_tables, switcher_tables
 from orchestrator.stage import Stage
 
 VERSION = 1
@@ -108,9 +108,8 @@ def show_scaling(stage: Stage) -> None:
     prompts = held_out_prompts(stage.config, stage.tokenizer)
     rows = evaluate_scaling(stage, prompts, load_heads(stage), VERSION)
     for table in scaling_tables(rows):
-        print(f"\n{table['title']}, T = {stage.config.scaling.temperature}; N = {'  '.join(table['sizes'])}")
-        for name, cells in table["lines"].items():
-            print(f"  {name:<24}" + "".join(f"{cell:<14}" for cell in cells))
+        print(f"\nT = {stage.config.scaling.temperature}")
+        print("\n".join(table.lines()))
 
 
 def show_switcher(stage: Stage) -> None:
@@ -124,8 +123,8 @@ def show_switcher(stage: Stage) -> None:
     assert heads is not None
     result = evaluate_switcher(stage, prompts, heads, base, reasoning)
     print(f"\nswitcher, {len(prompts)} tasks, half of them one operation")
-    for row in switcher_rows(result):
-        print("  " + "".join(f"{value:<16}" for value in row.values()))
+    for table in switcher_tables(result):
+        print("\n".join(table.lines()))
     for name in ("tokens_frac", "accuracy_loss", "regret", "area", "area_oracle", "area_tokens", "switch_ms"):
         print(f"  {name:<24}{result[name]:.4f}")
 

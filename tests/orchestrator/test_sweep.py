@@ -13,7 +13,7 @@ from orchestrator.record import run_files
 from orchestrator.report.sweep import build_sweep_report
 from orchestrator.report.sweep_figures import frontier
 from orchestrator.sweep import Trial, distinct, make_trials, num_that_fit, run_trials, touches_sft, trial_name
-from tests.fakes import make_group
+from tests.fakes import make_group, make_sample_rows
 from tests.orchestrator.record.test_metrics import make_record
 
 
@@ -149,7 +149,7 @@ def sweep_dir(tmp_path):
                 make_record(f"t{i}", [min(length, cap)], [i >= 20], cap=cap) for cap in (30, 60) for i in range(40)
             ]
             groups = [make_group([1.0], group_id=i) for i in range(40)]
-            run_files.write_evaluation(run_dir, policy, records, groups, lambda prompt: "p", capped)
+            run_files.write_evaluation(run_dir, policy, records, make_sample_rows(groups, "p"), capped)
     record = {
         "axes": {"rl.kl_beta": [1, 2, 3]},
         "trials": {n: {"values": {"rl.kl_beta": i}, "error": None} for i, n in enumerate(trials)},

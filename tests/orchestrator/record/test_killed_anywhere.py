@@ -13,7 +13,7 @@ from actors import files
 from configs.errors import UserError
 from orchestrator.record import checkpoint, ledger, run_files
 from orchestrator.record.checkpoint import KeepRule, TaskCursor
-from tests.fakes import make_group
+from tests.fakes import make_group, make_sample_rows
 from tests.orchestrator.record.test_checkpoint import make_checkpoint
 from tests.orchestrator.record.test_metrics import make_record
 
@@ -39,7 +39,7 @@ def drive(run_dir):
                 checkpoint.save(run_dir / "rl", make_checkpoint(step), KeepRule())
         records = [make_record("a", [3, 4], [True, False])]
         if run_files.read_records(run_dir, "rl") != records:
-            run_files.write_evaluation(run_dir, "rl", records, [make_group([1.0, 0.0])], lambda prompt: "1+1=?")
+            run_files.write_evaluation(run_dir, "rl", records, make_sample_rows([make_group([1.0, 0.0])], "1+1=?"))
 
 
 def drive_and_die(run_dir, at_operation):

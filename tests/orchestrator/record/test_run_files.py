@@ -1,7 +1,7 @@
 import pytest
 
 from orchestrator.record import run_files
-from tests.fakes import make_group
+from tests.fakes import make_group, make_sample_rows
 from tests.orchestrator.record.test_metrics import make_record
 
 
@@ -49,7 +49,7 @@ def test_a_record_with_missing_keys_is_named(tmp_path):
 def test_evaluation_records_come_back_equal(tmp_path):
     records = [make_record("a", [3, 4], [True, False])]
     groups = [make_group([1.0, 0.0])]
-    run_files.write_evaluation(tmp_path, "sft", records, groups, lambda prompt: "1+1=?")
+    run_files.write_evaluation(tmp_path, "sft", records, make_sample_rows(groups, "1+1=?"))
     assert run_files.read_records(tmp_path, "sft") == records
     samples = run_files.read_evaluation_samples(tmp_path, "sft")
     assert [sample["prompt"] for sample in samples] == ["1+1=?", "1+1=?"]

@@ -8,7 +8,7 @@ from orchestrator.record import events, run_files
 from orchestrator.record.events import Event
 from orchestrator.report.figures import running_mean
 from orchestrator.report.run import build_report, headline, terminal_table
-from tests.fakes import make_group
+from tests.fakes import make_group, make_sample_rows
 from tests.orchestrator.record.test_metrics import make_record
 
 
@@ -34,8 +34,8 @@ def run_dir(tmp_path):
     for policy, tokens in (("base", 3), ("sft", 100), ("rl", 50)):
         records = [make_record(f"fake/{i}", [tokens], [i % 4 > 0], difficulty=1 + i % 2) for i in range(20)]
         groups = [make_group([1.0], group_id=i) for i in range(20)]
-        text = lambda prompt: "1 < 2 & <script>alert(1)</script>"  # noqa: E731
-        run_files.write_evaluation(tmp_path, policy, records, groups, text)
+        samples = make_sample_rows(groups, "1 < 2 & <script>alert(1)</script>")
+        run_files.write_evaluation(tmp_path, policy, records, samples)
     run_files.add_timing(tmp_path, "rl", 12.0)
     return tmp_path
 

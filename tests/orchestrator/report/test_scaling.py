@@ -9,7 +9,7 @@ from configs.load import dump_config, load_config
 from orchestrator.evaluation.scaling import Modes, TaskSamples, scaling_rows, switcher_result
 from orchestrator.record import run_files
 from orchestrator.report.run import build_report
-from orchestrator.report.scaling import scaling_tables, switcher_rows
+from orchestrator.report.scaling import scaling_tables, switcher_tables
 
 GREEDY = {"n": 1, "rule": "greedy", "accuracy": 0.6, "accuracy_std": 0.0, "num_tasks": 8, "mean_tokens": 9.0}
 
@@ -51,24 +51,29 @@ def switcher():
 
 def test_there_is_a_table_for_every_mode_and_cap_with_what_n_costs(rows):
     base, reasoning, capped = scaling_tables(rows)
-    assert base["title"] == "base mode, no cap, 8 tasks"
-    assert base["lines"]["greedy"] == ["60.0", "", ""]
-    assert base["lines"]["tokens"] == ["10", "20", "40"]
-    assert reasoning["lines"]["generate, verify (s)"] == ["0.50, 0.020"] * 3
-    assert reasoning["lines"]["peak KV blocks"] == ["1.0", "2.0", "4.0"]
-    assert capped["title"] == "reasoning mode, cut at 50 tokens, 8 tasks"
-    assert set(capped["lines"]) >= {"majority", "weighted by verifier", "best of N by verifier", "one of N is right"}
-    assert " ± " in capped["lines"]["majority"][0]
-    assert " ± " not in capped["lines"]["one of N is right"][0]
+    assert [base.title, reasoning.title, capped.title] == ["N completions, one answer", "", ""]
+    assert base.columns[0] == "base mode, no cap, 8 tasks; N ="
+    assert capped.columns[0] == "reasoning mode, cut at 50 tokens, 8 tasks; N ="
+    of_base, of_reasoning, of_capped = (
+        {name: cells for name, *cells in table.rows} for table in (base, reasoning, capped)
+    )
+    assert of_base["greedy"] == ["60.0", "", ""]
+    assert of_base["tokens"] == ["10", "20", "40"]
+    assert of_reasoning["generate, verify (s)"] == ["0.50, 0.020"] * 3
+    assert of_reasoning["peak KV blocks"] == ["1.0", "2.0", "4.0"]
+    assert set(of_capped) >= {"majority", "weighted by verifier", "best of N by verifier", "one of N is right"}
+    assert " ± " in of_capped["majority"][0]
+    assert " ± " not in of_capped["one of N is right"][0]
 
 
 def test_the_switcher_stands_between_the_pure_modes(switcher):
-    assert switcher_rows(switcher) == [
-        {"router": "base only", "routed": "0%", "accuracy": "50.0%", "tokens": "3.0"},
-        {"router": "switcher", "routed": "50%", "accuracy": "100.0%", "tokens": "31.5"},
-        {"router": "reasoning only", "routed": "100%", "accuracy": "100.0%", "tokens": "40.0"},
-    ]
-    assert switcher_rows({}) == []
+    (table,) = switcher_tables(switcher)
+    assert table.rows == (
+        ("base only", "0%", "50.0%", "3.0"),
+        ("switcher", "50%", "100.0%", "31.5"),
+        ("reasoning only", "100%", "100.0%", "40.0"),
+    )
+    assert switcher_tables({}) == []
 
 
 def test_summary_report_and_figures_hold_both(tmp_path, rows, switcher):
