@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -140,3 +141,19 @@ def test_links_of_a_page_from_elsewhere_are_turned():
     text = hooks.shown_here(ROOT / "tests" / "benchmarks" / "RESULTS.md", "reference/measured.md")
     assert "](../images/" in text
     assert "](../../" not in text
+
+
+def test_the_site_needs_no_network(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) >= 25
+    for page in pages:
+        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(https?://[^\"' >]+)", page.read_text())
+        assert loaded == [], f"{page.name}: {loaded}"

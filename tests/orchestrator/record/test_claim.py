@@ -6,8 +6,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import ConfigError, dump_config, load_config
-from orchestrator import pipeline
-from orchestrator.record import result_settings, run_files
+from orchestrator.record import claim, result_settings, run_files
 
 
 def config_of(tmp_path, *overrides):
@@ -17,22 +16,22 @@ def config_of(tmp_path, *overrides):
 
 
 def test_placement_and_memory_may_change_unless_the_run_is_deterministic(tmp_path):
-    pipeline.claim_run_dir(config_of(tmp_path))
+    claim.claim_run_dir(config_of(tmp_path))
     changes = ["learner.num_ranks=2", "engine.max_num_seqs=64", "rollout.num_actors=2", "reward.deadline_s=9"]
-    pipeline.claim_run_dir(config_of(tmp_path, *changes))
+    claim.claim_run_dir(config_of(tmp_path, *changes))
     strict = ["run.name=strict", "run.deterministic=true"]
-    pipeline.claim_run_dir(config_of(tmp_path, *strict))
+    claim.claim_run_dir(config_of(tmp_path, *strict))
     with pytest.raises(ConfigError, match="max_num_seqs"):
-        pipeline.claim_run_dir(config_of(tmp_path, *strict, "engine.max_num_seqs=64"))
+        claim.claim_run_dir(config_of(tmp_path, *strict, "engine.max_num_seqs=64"))
 
 
 def test_rl_may_grow_and_what_was_made_of_its_earlier_end_keeps_its_files(tmp_path):
-    pipeline.claim_run_dir(config_of(tmp_path, "rl.num_steps=10"))
+    claim.claim_run_dir(config_of(tmp_path, "rl.num_steps=10"))
     (tmp_path / "quickstart" / "evaluation").mkdir()
     (tmp_path / "quickstart" / "evaluation" / "rl.jsonl").write_text("")
     with pytest.raises(ConfigError, match="num_steps"):
-        pipeline.claim_run_dir(config_of(tmp_path, "rl.num_steps=5"))
-    pipeline.claim_run_dir(config_of(tmp_path, "rl.num_steps=20"))
+        claim.claim_run_dir(config_of(tmp_path, "rl.num_steps=5"))
+    claim.claim_run_dir(config_of(tmp_path, "rl.num_steps=20"))
     assert (tmp_path / "quickstart" / "evaluation_at_step_10" / "rl.jsonl").is_file()
     assert not (tmp_path / "quickstart" / "evaluation").exists()
 
