@@ -8,9 +8,10 @@ from typing import Any
 
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.models import is_local_data
-from configs.schema.data import ARITHMETIC
+from configs.schema.data import ARITHMETIC, SftSource, TaskSource
 from configs.schema.run import RunConfig
 from orchestrator.data.sft_rows import SftRows
+from orchestrator.data.sources import preset_hint
 from orchestrator.data.tasks import first_task, make_prompt
 from orchestrator.record.failures import first_line
 
@@ -32,20 +33,20 @@ def rendering_problems(config: RunConfig, directory: Path) -> Iterator[str]:
             *(config.model.path, " (run.deterministic cannot help)" if config.run.deterministic else ""),
         )
     if _is_at_hand(config.data.train.source):
-        yield from _problem("data.train", lambda: _render_prompt(config, tokenizer))
+        yield from _problem("data.train", config.data.train, lambda: _render_prompt(config, tokenizer))
     if _is_at_hand(config.data.sft.source) and not config.sft.adapter:
-        yield from _problem("data.sft", lambda: _render_row(config, tokenizer, end_token_ids))
+        yield from _problem("data.sft", config.data.sft, lambda: _render_row(config, tokenizer, end_token_ids))
 
 
 def _is_at_hand(source: str) -> bool:
     return source == ARITHMETIC or is_local_data(source)
 
 
-def _problem(key: str, render: Callable[[], Any]) -> Iterator[str]:
+def _problem(key: str, source: TaskSource | SftSource, render: Callable[[], Any]) -> Iterator[str]:
     try:
         render()
     except Exception as error:  # a chat template raises what it likes
-        yield f"{key}: {first_line(error)}"
+        yield f"{key}: {first_line(error)}{preset_hint(key, source)}"
 
 
 def _render_prompt(config: RunConfig, tokenizer: Any) -> None:

@@ -17,7 +17,7 @@ from configs.errors import UserError
 from configs.schema.data import ARITHMETIC
 from configs.schema.run import RunConfig
 from orchestrator.data import arithmetic
-from orchestrator.data.sources import Rows, apply_preset, load_rows, read_conversation, with_system_prompt
+from orchestrator.data.sources import Rows, apply_preset, load_rows, preset_hint, read_conversation, with_system_prompt
 from orchestrator.data.tasks import adapter_start, seeded_rng, shuffled_position, with_budget
 from rewards.base import THINK_CLOSE
 
@@ -83,7 +83,8 @@ class SftRows:
         problems = list(self._problems())
         if problems:
             count = f"{len(problems):,} of {len(self._rows or ()):,} rows cannot be trained on"
-            raise UserError(f"data.sft: {count}: {'; '.join(problems[:NUM_SHOWN])}")
+            shown = "; ".join(problems[:NUM_SHOWN])
+            raise UserError(f"data.sft: {count}: {shown}{preset_hint('data.sft', self._source)}")
 
     def _problems(self) -> Iterator[str]:
         seen: set[tuple[Any, ...]] = set()

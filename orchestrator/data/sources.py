@@ -114,6 +114,13 @@ def apply_preset(source: AnySource) -> AnySource:
     return dataclasses.replace(source, **changes)
 
 
+def preset_hint(key: str, source: TaskSource | SftSource) -> str:
+    """What to add to a complaint about rows of `key`: a shipped configuration may have chosen a preset for other rows."""
+    if source.preset == "none" or not key.startswith("data."):
+        return ""
+    return f" (read by {key}.preset={source.preset}; {key}.preset=none takes the fields as the settings name them)"
+
+
 def render(template: str, row: Row, where: str) -> str:
     """Fill a template from row fields. Raises ValueError naming row and field when one is missing or empty."""
     field_names(template)

@@ -126,13 +126,14 @@ def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
         if source.source == ARITHMETIC or not is_local_data(source.source):
             continue
         from orchestrator.data.reference_checks import check_references
+        from orchestrator.data.sources import preset_hint
         from orchestrator.data.tasks import read_tasks
 
         try:
             tasks = read_tasks(source)
             problems = check_references(tasks)
         except UserError as error:
-            raise ConfigError([f"{name}: {error}"]) from error
+            raise ConfigError([f"{name}: {error}{preset_hint(name, source)}"]) from error
         found[name] = SourceReferences(
             num_references=len(tasks),
             num_unverifiable=len(problems),

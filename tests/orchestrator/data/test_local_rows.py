@@ -7,6 +7,7 @@ import math
 import datasets
 import pytest
 
+from configs.load import ConfigError
 from configs.schema.data import SftSource, TaskSource
 from orchestrator.data.choices import read_choices
 from orchestrator.data.sources import apply_preset, load_rows, read_answer, read_budget, read_conversation
@@ -185,3 +186,11 @@ def test_references_that_cannot_be_verified_are_counted_and_shown(tmp_path, capl
     assert "1 of 3 reference answers cannot be verified" in caplog.text
     with pytest.raises(ValueError, match="expected reference answers that can be verified, found none"):
         load_tasks(TaskSource(source=str(write(tmp_path / "b.jsonl", '"nan"'))))
+
+
+def test_a_row_that_a_preset_cannot_read_names_the_preset(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "1+1=?", "answer": "2"}\n')
+    config = changed({"data.train.source": str(path), "data.train.preset": "gsm8k"})
+    with pytest.raises(ConfigError, match=r"row 1: .*\(read by data.train.preset=gsm8k; data.train.preset=none takes"):
+        unverifiable_references(config)
