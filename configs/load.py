@@ -8,6 +8,7 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
@@ -41,11 +42,10 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Leaf:
-    """A setting of the schema: the section class that owns it, its name there and its type."""
+    """A setting of the schema."""
 
-    owner: type
-    name: str
     hint: Any
+    """Its type"""
 
 
 def _walk(section: type, prefix: str) -> Iterator[tuple[str, _Leaf | None]]:
@@ -56,7 +56,7 @@ def _walk(section: type, prefix: str) -> Iterator[tuple[str, _Leaf | None]]:
             yield key, None
             yield from _walk(typing.cast(type, hint), f"{key}.")
         else:
-            yield key, _Leaf(owner=section, name=name, hint=hint)
+            yield key, _Leaf(hint=hint)
 
 
 _KEYS = dict(_walk(RunConfig, ""))
@@ -86,7 +86,7 @@ def load_config(path: Path | str | None, overrides: Sequence[str] | Mapping[str,
         except OmegaConfBaseException as error:
             problems.append(f"{origins[key]}: {key}: {_first_line(error)}")
             refused.add(key)
-    merged = _merged(settings, refused)
+            merged = _merged(settings, refused)
     config = typing.cast(RunConfig, OmegaConf.to_object(merged))
     if not broken_file:
         # A refused value was replaced by its default, so what the checks say of that key means nothing.
@@ -273,7 +273,7 @@ def _accepts(key: str, value: Any, origin: str, problems: list[str]) -> bool:
     fits = isinstance(items, list) and all(_may_become(item_hint, item) and item != "???" for item in items)
     if fits:
         try:
-            OmegaConf.merge(OmegaConf.structured(leaf.owner), {leaf.name: value})
+            OmegaConf.merge(_alone(leaf.hint), {"value": value})
         except OmegaConfBaseException:
             fits = False
     if not fits:
@@ -290,6 +290,14 @@ def _accepts(key: str, value: Any, origin: str, problems: list[str]) -> bool:
         )
         return False
     return fits
+
+
+@cache
+def _alone(hint: Any) -> DictConfig:
+    """A section with one setting of this type: merging a value into a whole section takes a hundred times as long."""
+    return OmegaConf.structured(
+        dataclasses.make_dataclass("Setting", [("value", hint, dataclasses.field(default="???"))])
+    )
 
 
 def _may_become(hint: Any, value: Any) -> bool:
@@ -309,6 +317,11 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
 
 
+@lru_cache(maxsize=1)
+def _defaults() -> DictConfig:
+    return OmegaConf.structured(RunConfig)
+
+
 def _merged(settings: Mapping[str, Any], refused: set[str]) -> DictConfig:
     """The schema's defaults with every setting that was not refused."""
     tree: dict[str, Any] = {}
@@ -319,7 +332,7 @@ def _merged(settings: Mapping[str, Any], refused: set[str]) -> DictConfig:
             for section in sections:
                 node = node.setdefault(section, {})
             node[name] = value
-    return typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+    return typing.cast(DictConfig, OmegaConf.merge(_defaults(), tree))
 
 
 def _escaped(text: str) -> str:

@@ -155,7 +155,7 @@ def test_environment_variables_can_be_named(monkeypatch):
     assert refused("quickstart", "run.dir=${oc.env:TERSE_TEST_NOT_SET}")[0].startswith("command line: run.dir: ")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     text=st.text(st.sampled_from("a{}$\\'\": #\n0é"), max_size=12).map(str.strip),
     buckets=st.lists(st.integers(1, 200), min_size=1, max_size=4),

@@ -27,6 +27,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_the_engine_sleeps_during_each_update_of_sft_and_rl(tmp_path, monkeypatch):
     asleep = []
     make_engine, update = Cluster._make_engine, LearnerGroup.update

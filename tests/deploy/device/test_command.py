@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.heads import EmaPooler
+from actors.heads import ema_pool
 from deploy.device.command import main
 from deploy.device.decoding import Growing, Limits, Sampling, most_likely, sample
 from deploy.device.runtime import DeviceModel, PromptError, Question, turn_adapter_on
@@ -169,10 +169,8 @@ def test_the_most_likely_tokens_are_those_of_a_full_sort(width, spread):
 def test_the_switcher_decides_from_the_base_states_of_the_prompt(judged, reference):
     answer = judged.answer(Question(question=QUESTION, cap=4))
     prompt = judged.prompt_token_ids(Question(question=QUESTION))
-    pooler = EmaPooler(4, 0.5)
-    for state in reference.states(prompt, None).numpy():
-        pooler.add(state)
-    expected = judged.heads.switcher_probability(pooler.result())
+    pooled = ema_pool(reference.states(prompt, None).numpy(), 4, 0.5)
+    expected = judged.heads.switcher_probability(pooled)
     assert answer.switcher_probability == pytest.approx(expected, abs=0.01)
     assert 0.02 < expected < 0.98
     assert answer.mode == ("reasoning" if expected >= 0.5 else "base")
