@@ -8,7 +8,7 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
@@ -317,7 +317,7 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
 
 
-@lru_cache(maxsize=1)
+@cache
 def _defaults() -> DictConfig:
     return OmegaConf.structured(RunConfig)
 

@@ -33,7 +33,7 @@ def main() -> None:
         "data.evaluation.source": write_tasks(directory / "held_out.jsonl", 20, seed=2),
         "sft.num_steps": 60,
         "rl.num_steps": 10,
-        "evaluation.num_tasks": 0,
+        "evaluation.num_tasks": 20,
         "heads.num_tasks": 0,
         "scaling.num_tasks": 0,
     }

@@ -268,7 +268,7 @@ class EvaluationSection:
     num_actors: int = 0
     """Engines of their own for heads, evaluation and scaling; 0 uses the rollout engines."""
     num_tasks: int = 256
-    """Held-out tasks; 0: all rows of a data set."""
+    """Held-out tasks; a data set that has fewer gives all of its rows."""
     samples_per_task: int = 1
     """Completions of each task."""
     temperature: float = 0.6

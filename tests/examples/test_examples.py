@@ -38,7 +38,7 @@ def run(directory, *command):
 def test_own_data_and_then_its_export_is_asked(directory):
     output = run(directory, EXAMPLES / "own_data.py")
     assert "data.train: 21 references, 1 cannot be verified" in output
-    assert "row 21" in output or "line 21" in output
+    assert "mine.jsonl/21: reference answer" in output
     found = dict(re.findall(r"^(\w+) +(\d+)% right", output, re.M))
     assert set(found) == {"base", "sft", "rl"}
     assert int(found["rl"]) >= 60
