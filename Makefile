@@ -64,10 +64,13 @@ docs: $(STAMP) ## the documentation as a site, in site/
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
 
+# The settings of the quickstart that the figures in RESULTS.md were made with.
+OLD_QUICKSTART := 'data.sft.verbosity=[0.6,0.8,1.0]' sft.learning_rate=2e-3 sft.num_steps=90 rl.num_steps=60
+
 bench-budget: $(STAMP) ## KL weights and length rewards under hard caps, on two cores; its time is in RESULTS.md
-	@$(BIN)/terse sweep --config quickstart run.name=bench_budget heads.num_tasks=0 scaling.num_tasks=0 \
-	  'rl.kl_beta=[1e-2,1e-3,1e-4]'
-	@$(BIN)/terse sweep --config quickstart run.name=bench_budget heads.num_tasks=0 scaling.num_tasks=0 rl.kl_beta=1e-3 \
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget $(OLD_QUICKSTART) heads.num_tasks=0 \
+	  scaling.num_tasks=0 'rl.kl_beta=[1e-2,1e-3,1e-4]'
+	@$(BIN)/terse sweep --config quickstart run.name=bench_budget $(OLD_QUICKSTART) heads.num_tasks=0 scaling.num_tasks=0 rl.kl_beta=1e-3 \
 	  reward.lcpo.alpha=0.014 'reward.length=[lcpo_max,arora_zanette,dler,laser]'
 
 bench-scaling: $(STAMP) ## N completions, verifier and switcher on the built-in tasks, with the quickstart's adapter and heads
