@@ -6,6 +6,7 @@ ordinary LoRA, on everywhere, so `model.masked_lora` is off.
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,32 +15,38 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import terse
 from configs.models import resolve_model_path
 
-RANK, ALPHA = 16, 32
+RANK, ALPHA, NUM_STEPS = 16, 32, 160
+
+
+def write_text(rng: random.Random, tokenizer: Any) -> str:
+    """A chain of two operations with its budget, worked through in a thought."""
+    first, second, third = rng.randint(0, 99), rng.randint(0, 99), rng.randint(0, 99)
+    total = first + second
+    step = f"{total}-{third}={total - third}" if third <= total else f"{total}+{third}={total + third}"
+    question = f"{first}+{second}{step[len(str(total))]}{third}=?\nBudget: {rng.randint(20, 80)}"
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    return f"{chat}<think>{first}+{second}={total}. {step}.</think>{step.partition('=')[2]}<|end|>"
 
 
 def train_adapter(directory: Path) -> Path:
-    """Teach the embedded model to answer sums of two numbers after `<think>`, in plain torch."""
+    """Plain supervised training of the embedded model in torch."""
     base = str(resolve_model_path("embedded"))
     tokenizer = AutoTokenizer.from_pretrained(base)
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), lora)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     rng = random.Random(0)
-    for step in range(60):
-        texts = []
-        for _ in range(32):
-            first, second = rng.randint(0, 99), rng.randint(0, 99)
-            chat = tokenizer.apply_chat_template(
-                [{"role": "user", "content": f"{first}+{second}=?"}], tokenize=False, add_generation_prompt=True
-            )
-            texts.append(f"{chat}<think>{first}+{second}={first + second}.</think>{first + second}<|end|>")
+    for step in range(NUM_STEPS):
+        texts = [write_text(rng, tokenizer) for _ in range(32)]
         batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0:
+        if step % 40 == 0:
             print(f"step {step}: loss {loss.item():.2f}")
     model.save_pretrained(directory)
     return directory
@@ -55,7 +62,7 @@ def main() -> None:
             "model.masked_lora": False,
             "lora.rank": RANK,
             "lora.alpha": ALPHA,
-            "data.evaluation.difficulties": [1],
+            "data.evaluation.difficulties": [2],
             "evaluation.num_tasks": 64,
             "evaluation.caps_tokens": [],
             "heads.num_tasks": 0,
