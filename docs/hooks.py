@@ -62,7 +62,7 @@ def settings_page() -> str:
         if not rows:
             continue
         parts.append(f"\n## {key}\n\n{_one_line(ast.get_docstring(node) or '')}\n")
-        parts.append("\n| setting | type | unit | default | |\n|---|---|---|---|---|")
+        parts.append("\n| setting | meaning | type | unit | default |\n|---|---|---|---|---|")
         parts += ["| " + " | ".join(row) + " |" for row in rows]
         parts.append("")
     return "\n".join(parts)
@@ -155,7 +155,7 @@ def _rows(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[tupl
             continue
         unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
         shown = default.replace("EMBEDDED_MODEL", "'embedded'").replace("ARITHMETIC", "'arithmetic'")
-        yield f"`{name}`", _cell(_type(hint)), unit, f"`{_cell(shown)}`", _cell(text)
+        yield f"`{name}`", _cell(text), _cell(_type(hint)), unit, f"`{_cell(shown)}`"
 
 
 def _type(hint: str) -> str:
