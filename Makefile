@@ -59,7 +59,7 @@ gpu-check: $(STAMP) ## engine and learner on one GPU: agreement, sleep, memory a
 	@$(BIN)/python -m tests.gpu.benchmark
 
 docs: $(STAMP) ## the documentation as a site, in site/
-	@$(BIN)/mkdocs build --quiet && echo "open site/index.html; with search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "open site/index.html; with search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"
 
 bench: $(STAMP) ## benchmarks that need nothing but this environment
 	@for name in reward_actor learner rollouts; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name || exit 1; done
