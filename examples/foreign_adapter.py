@@ -20,14 +20,18 @@ RANK, ALPHA, NUM_STEPS = 16, 32, 160
 
 def write_text(rng: random.Random, tokenizer: Any) -> str:
     """A chain of two operations with its budget, worked through in a thought."""
-    first, second, third = rng.randint(0, 99), rng.randint(0, 99), rng.randint(0, 99)
-    total = first + second
-    step = f"{total}-{third}={total - third}" if third <= total else f"{total}+{third}={total + third}"
-    question = f"{first}+{second}{step[len(str(total))]}{third}=?\nBudget: {rng.randint(20, 80)}"
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
-    return f"{chat}<think>{first}+{second}={total}. {step}.</think>{step.partition('=')[2]}<|end|>"
+    total = rng.randint(0, 99)
+    question, steps = str(total), []
+    for _ in range(2):
+        number = rng.randint(0, 99)
+        sign = "-" if number <= total and rng.random() < 0.5 else "+"
+        result = total - number if sign == "-" else total + number
+        question += f"{sign}{number}"
+        steps.append(f"{total}{sign}{number}={result}.")
+        total = result
+    messages = [{"role": "user", "content": f"{question}=?\nBudget: {rng.randint(20, 80)}"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return f"{chat}<think>{' '.join(steps)}</think>{total}<|end|>"
 
 
 def train_adapter(directory: Path) -> Path:
