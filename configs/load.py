@@ -294,7 +294,7 @@ def _accepts(key: str, value: Any, origin: str, problems: list[str]) -> bool:
 
 @cache
 def _alone(hint: Any) -> DictConfig:
-    """A section with one setting of this type: merging a value into a whole section takes a hundred times as long."""
+    """A section with one setting of this type: merging a value into a whole section copies all of its settings."""
     return OmegaConf.structured(
         dataclasses.make_dataclass("Setting", [("value", hint, dataclasses.field(default="???"))])
     )

@@ -200,7 +200,9 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: "RunResult | SweepResult") -> dict[str, Any]:
     """Print the summary table and where the report is; what `--json` prints."""
-    if (result.directory / "sweep.json").is_file():
+    from orchestrator.api import SweepResult
+
+    if isinstance(result, SweepResult):
         print(result.report.with_suffix(".md").read_text().partition("## Figures")[0].strip())
         print(f"report: {result.report}")
     else:
@@ -208,9 +210,8 @@ def show(result: "RunResult | SweepResult") -> dict[str, Any]:
 
         print(terminal_table(result.summary))
         print(f"report: {result.report}")
-        export = result.directory / "export"
-        if export.is_dir():
-            print(f"export: {export}; ask it with `terse device {export} --interactive`")
+        if result.export:
+            print(f"export: {result.export}; ask it with `terse device {result.export} --interactive`")
     return {"report": str(result.report), "summary": result.summary}
 
 

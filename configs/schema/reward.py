@@ -89,7 +89,7 @@ class HapoSection:
     history: Literal["shortest", "mean"] = "shortest"
     """Which length of the earlier right answers is the yardstick."""
     form: Literal["cosine", "linear"] = "cosine"
-    """How the term falls with the length over the shortest right completion so far."""
+    """How the term falls with the length over the yardstick."""
     tolerance_frac: float = 0.1
     """`linear`: so far beyond the yardstick nothing is lost."""
 

@@ -118,7 +118,7 @@ class SftSection:
     weight_decay: float = 0.0
     """A setting of AdamW."""
     checkpoint_every_steps: int = 20
-    """And at the end; 0: only then."""
+    """A checkpoint is also made at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class RlSection:
     max_consecutive_drops: int = 512
     """Groups dropped in a row before the run gives up."""
     checkpoint_every_steps: int = 10
-    """And at the end; 0: only then."""
+    """A checkpoint is also made at the end."""
     evaluate_every_steps: int = 0
     """Held-out evaluation between steps; 0 is only at the end."""
 

@@ -130,7 +130,7 @@ class Dispatcher:
         self._in_flight: dict[Any, _InFlight] = {}
         self._waiting: dict[Part, deque[_Call]] = {"generate": deque(), "score": deque()}
         self._timeout_s, self._on_redispatch = timeout_s, on_redispatch
-        self._last_progress_s = self._last_report_s = time.monotonic()
+        self._start_clock()
 
     @property
     def num_in_flight(self) -> int:
@@ -144,7 +144,7 @@ class Dispatcher:
         """Start answering a request. With `capped`, its completions are cut at the request's cap and made to answer,
         and nothing else is sampled."""
         if not self.num_in_flight:
-            self._last_progress_s = time.monotonic()
+            self._start_clock()
         drafts = None if capped is None else capped.completions
         self._begin(_Call(part="generate", request=request, since_s=time.monotonic(), capped=capped, drafts=drafts))
 
@@ -169,6 +169,8 @@ class Dispatcher:
         Raises RuntimeError, with the cause, when a call fails for another reason than a lost actor, when lost actors
         cannot be replaced, and when nothing happens for `timeout_s`.
         """
+        # What the caller did since the last call, an update of the learner say, is no time without progress.
+        self._start_clock()
         finished: list[Finished] = []
         while self.num_in_flight and not finished:
             finished = [self._finish(call, result) for call, result in self._turn(timeout_s=1.0)]
@@ -181,6 +183,7 @@ class Dispatcher:
     def group_answers(self, answers: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
         """Classes of mathematical equality of each task's answers (`actors.scaling.group_answers`), in order. Nothing
         else may be in flight."""
+        self._start_clock()
         parts = [answers[at : at + ANSWERS_PER_CALL] for at in range(0, len(answers), ANSWERS_PER_CALL)]
         for index, part in enumerate(parts):
             self._begin(_Call(part="score", request=None, since_s=time.monotonic(), answers=part, index=index))
@@ -209,6 +212,10 @@ class Dispatcher:
         self._in_flight.clear()
         for waiting in self._waiting.values():
             waiting.clear()
+
+    def _start_clock(self) -> None:
+        """Progress is expected from now on."""
+        self._last_progress_s = self._last_report_s = time.monotonic()
 
     def _turn(self, timeout_s: float) -> list[tuple[_Call, Any]]:
         """Take what is ready, after at most `timeout_s` without anything; the calls that were the last of theirs."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.checks.values import RULES
 from configs.schema.run import RunConfig
 from orchestrator.__main__ import COMMANDS, CONFIGURED, make_parser
 
@@ -123,6 +124,19 @@ def test_the_readme_fits_and_starts_with_what_it_is_for():
 
 def test_every_setting_says_what_it_is():
     assert hooks.missing_docstrings() == []
+
+
+def test_a_setting_that_says_what_0_means_takes_0():
+    classes = {node.name: node for path in hooks.SCHEMA.glob("*.py") for node in hooks._classes(path)}
+    said = {
+        f"{section}.{name}"
+        for section, node in hooks._sections(classes, "RunConfig", "")
+        for name, _, _, text in hooks._fields(node)
+        if re.search(r"(?<![\d.])0(?:: | is | are | turns | leaves | uses | tells | keeps )", text)
+    }
+    checked = said & RULES.keys()
+    assert len(checked) >= 25
+    assert {key for key in checked if not RULES[key][1](0)} == set()
 
 
 def test_pages_that_are_made_hold_every_setting_and_every_command():

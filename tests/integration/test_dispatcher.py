@@ -1,5 +1,7 @@
 """The dispatcher on a real Ray, with hand-written actors that fail: training groups and evaluations."""
 
+import threading
+
 import pytest
 import ray
 
@@ -125,6 +127,19 @@ def test_a_slow_engine_is_kept_until_the_timeout_which_says_what_is_waited_for(r
     with pytest.raises(RuntimeError, match=r"no progress for 6 s; 1 groups in generate \(oldest \d+ s\)"):
         dispatcher.wait()
     assert losses == []
+
+
+def test_time_in_which_nobody_waited_is_no_time_without_progress(ray_cluster):
+    """As with groups in flight during a long update."""
+    engines = make_engines({"is_open": False})
+    dispatcher, _ = make_dispatcher(engines, timeout_s=60)
+    submit(dispatcher)
+    dispatcher._last_progress_s -= 3600
+    # Longer than one look at what is ready.
+    opening = threading.Timer(3.0, lambda: ray.get(engines.handle(0).open.remote()))
+    opening.start()
+    assert finish(dispatcher) == whole(1)
+    opening.join()
 
 
 def test_more_losses_than_allowed_end_the_run(ray_cluster):
