@@ -1,10 +1,13 @@
 """The base model's tokenizer and end tokens, the same for every process that reads or writes text."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from configs.schema.run import ModelSection
+
+log = logging.getLogger(__name__)
 
 PROBE = "terse"
 """What an assistant says to see how a chat template ends its turn."""
@@ -59,7 +62,10 @@ def _turn_end_tokens(tokenizer: Any) -> set[int]:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # whatever a template raises; rows and prompts say it in words
+    except (
+        Exception
+    ) as error:  # a chat template raises what it likes; rows and prompts that need it are refused by name
+        log.warning("chat template: what ends a turn cannot be read of it (%s: %s)", type(error).__name__, error)
         return set()
     _, said, rest = text.rpartition(PROBE)
     ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if said else []
