@@ -5,7 +5,9 @@ import asyncio
 import json
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from tests.gpu.models import DEVICE, IS_TINY, make_rows, random_adapter, small, 
 from tests.gpu.parts import build_engine, learner, timed_update
 
 Row = dict[str, Any]
-LEARNER_CASES = (
+LearnerCase = tuple[str, int, int, int, int, int, bool, tuple[float, ...]]
+LEARNER_CASES: tuple[LearnerCase, ...] = (
     ("qwen2-0.5b", 32, 128, 150, 400, 16384, False, (1e-3, 0.0)),
     ("qwen3-0.6b", 16, 2, 256, 16384, 16384, True, (0.0,)),
     ("qwen3-4b", 16, 2, 256, 16384, 16384, True, (0.0,)),
@@ -27,18 +30,18 @@ LEARNER_CASES = (
 """Model, rank, rows, prompt, tokens of a row, micro-batch, checkpointing, weights of the KL."""
 
 
-def measure_learner(root: Path) -> Iterator[Row]:
-    for name, rank, num_rows, num_prompt, num_tokens, batch_tokens, checkpointing, kl_betas in LEARNER_CASES:
-        if IS_TINY:
-            name, rank, num_rows, num_prompt, num_tokens = "tiny", 8, 4, 16, 64
-        rows = make_rows(num_rows, num_prompt, num_tokens, vocabulary_of(name))
-        for kl_beta in kl_betas:
-            with learner(
-                name, root, rank, micro_batch_tokens=batch_tokens, checkpointing=checkpointing, kl_beta=kl_beta
-            ) as one:
-                seconds, peak_gb, _ = timed_update(one, rows)
-            what = f"learner {name} r{rank}, {num_rows} × {num_tokens}{', reference' if kl_beta else ''}"
-            yield {"what": what, "tokens_per_s": num_rows * num_tokens / seconds, "peak_gb": peak_gb}
+def measure_learner(root: Path, case: LearnerCase) -> Iterator[Row]:
+    name, rank, num_rows, num_prompt, num_tokens, batch_tokens, checkpointing, kl_betas = case
+    if IS_TINY:
+        name, rank, num_rows, num_prompt, num_tokens = "tiny", 8, 4, 16, 64
+    rows = make_rows(num_rows, num_prompt, num_tokens, vocabulary_of(name))
+    for kl_beta in kl_betas:
+        with learner(
+            name, root, rank, micro_batch_tokens=batch_tokens, checkpointing=checkpointing, kl_beta=kl_beta
+        ) as one:
+            seconds, peak_gb, _ = timed_update(one, rows)
+        what = f"learner {name} r{rank}, {num_rows} × {num_tokens}{', reference' if kl_beta else ''}"
+        yield {"what": what, "tokens_per_s": num_rows * num_tokens / seconds, "peak_gb": peak_gb}
 
 
 async def measure_engine(root: Path) -> list[Row]:
@@ -93,12 +96,25 @@ def main() -> None:
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU, tiny"
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as directory:
-        rows += asyncio.run(measure_engine(Path(directory)))
-        for row in measure_learner(Path(directory)):
+        for row in measure_parts(Path(directory)):
             rows.append(row)
+            print(row, flush=True)  # whoever runs out of time keeps what is measured
             if arguments.json:
                 arguments.json.write_text(json.dumps({"device": device, "rows": rows}, indent=1))
     print(f"{device}, torch {torch.__version__}\n\n{table(rows)}")
+
+
+def measure_parts(root: Path) -> Iterator[Row]:
+    """Rows of every part; a part that fails is a row that says so, and the others go on."""
+    for part, measure in (
+        ("engine", lambda: asyncio.run(measure_engine(root))),
+        *((f"learner {case[0]}", partial(measure_learner, root, case)) for case in LEARNER_CASES),
+    ):
+        try:
+            yield from measure()
+        except Exception as error:  # of vLLM, DeepSpeed or CUDA
+            traceback.print_exc()
+            yield {"what": f"{part} FAILED: {type(error).__name__}"}
 
 
 if __name__ == "__main__":
