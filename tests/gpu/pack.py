@@ -31,16 +31,21 @@ LIBRARIES = (
     "vllm/cumem_allocator.abi3.so",
 )
 PACKAGES = """
-    annotated-doc annotated-types antlr4-python3-runtime anyio astor blake3 cachetools cbor2 cloudpickle compressed-tensors depyf dill
-    diskcache distro dnspython einops email-validator fastapi gguf h11 hjson httptools httpx httpx-sse ijson interegular jiter
-    jsonschema jsonschema-specifications lark llguidance loguru mcp model-hosting-container-standards msgspec ninja omegaconf openai
-    openai-harmony opentelemetry-api opentelemetry-sdk opentelemetry-semantic-conventions outlines-core partial-json-parser
-    prometheus-client prometheus-fastapi-instrumentator psutil py-cpuinfo pybase64 pydantic pydantic-core pydantic-extra-types
-    pydantic-settings python-dotenv python-json-logger python-multipart pytest pytest-timeout pluggy iniconfig pyzmq referencing
-    rpds-py setproctitle sniffio sse-starlette starlette typing-inspection uvicorn watchfiles websockets xgrammar
-    apache-tvm-ffi filelock fsspec
+    annotated-doc annotated-types antlr4-python3-runtime anyio apache-tvm-ffi astor blake3 cachetools cbor2
+    cloudpickle compressed-tensors depyf dill dnspython docstring-parser einops email-validator fastapi filelock
+    fsspec gguf googleapis-common-protos h11 hjson httpcore2 httptools httpx httpx2 ijson iniconfig interegular
+    jiter jmespath jsonschema jsonschema-specifications lark llguidance loguru mcp mcp-types
+    model-hosting-container-standards msgspec ninja omegaconf openai opentelemetry-api
+    opentelemetry-exporter-http-transport opentelemetry-exporter-otlp opentelemetry-exporter-otlp-common
+    opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-grpc
+    opentelemetry-exporter-otlp-proto-http opentelemetry-proto opentelemetry-sdk opentelemetry-semantic-conventions
+    opentelemetry-semantic-conventions-ai oss-harmony outlines-core partial-json-parser pluggy prometheus-client
+    prometheus-fastapi-instrumentator psutil py-cpuinfo pybase64 pydantic pydantic-core pydantic-extra-types
+    pydantic-settings pyjwt pytest pytest-timeout python-dotenv python-json-logger python-multipart pyzmq
+    referencing rpds-py setproctitle sniffio sse-starlette starlette truststore typing-inspection uvicorn watchfiles
+    websockets xgrammar
 """.split()
-"""What such a machine lacked; those that the pins do not have are left out."""
+"""What such a machine lacks of what engine and learner import."""
 FROM_SOURCE = ("deepspeed", "antlr4-python3-runtime")
 """No wheel on the index: built here, DeepSpeed without operators."""
 SETUP = """# Unpacks beside itself and sets what the checks need: `. setup.sh`
@@ -60,7 +65,9 @@ def pip(*arguments: str) -> None:
 def download(wheels: Path) -> None:
     """Everything as wheels for the GPU machine."""
     pins = read_pins("gpu")
-    wanted = [name for name in PACKAGES if name in pins and name not in FROM_SOURCE]
+    if unknown := [name for name in PACKAGES if name not in pins]:
+        sys.exit(f"tests/gpu/pack.py: expected packages that constraints-gpu.txt pins, found {', '.join(unknown)}")
+    wanted = [name for name in PACKAGES if name not in FROM_SOURCE]
     platforms = [option for platform in PLATFORMS for option in ("--platform", platform)]
     where = ["--python-version", PYTHON, "--only-binary", ":all:", "--dest", str(wheels)]
     pip("download", *platforms, *where, f"vllm=={pins['vllm']}", *(f"{name}=={pins[name]}" for name in wanted))
