@@ -1,5 +1,6 @@
 """The product's engine and learner on a random model, as the GPU checks use them."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ def learner(
         yield one
     finally:
         one.close()
+        gc.collect()  # DeepSpeed's engine holds itself in a circle, and with it the model of the next one's peak
 
 
 def timed_update(one: LearnerRank, rows: tuple[TrainRow, ...], rounds: int = 2) -> tuple[float, float, Any]:
