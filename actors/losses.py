@@ -7,15 +7,17 @@ and one maximum), to be added up in the same way.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from actors.kl import kl_penalty
 from actors.types import StageSpec
+from configs.built_ins import LOSSES
+from configs.functions import load_function, name_problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,9 @@ class LossSettings:
     """How a step's policy loss is made. `kl_beta` may differ from step to step: `dataclasses.replace`."""
 
     name: str
-    """A key of `POLICY_LOSSES`"""
+    """As `rl.loss` names it"""
+    args: Mapping[str, Any]
+    """Keyword arguments of a loss of one's own"""
     loss_mean: str
     """A key of `LOSS_MEANS`"""
     clip_low: float
@@ -42,9 +46,10 @@ class LossSettings:
     """Read by `loss_mean` `constant`"""
 
     def __post_init__(self) -> None:
-        for field, value, known in (("name", self.name, POLICY_LOSSES), ("loss_mean", self.loss_mean, LOSS_MEANS)):
-            if value not in known:
-                raise ValueError(f"{field} must be one of {', '.join(known)}, got {value!r}")
+        if problem := name_problem("rl.loss", self.name, LOSSES):
+            raise ValueError(problem)
+        if self.loss_mean not in LOSS_MEANS:
+            raise ValueError(f"loss_mean must be one of {', '.join(LOSS_MEANS)}, got {self.loss_mean!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,7 +136,12 @@ def policy_gradient_loss(inputs: LossInputs, settings: LossSettings) -> tuple[Te
         raise ValueError(f"kl_beta = {settings.kl_beta} needs reference logprobs, got None")
     if settings.entropy_bonus and inputs.policy_logprobs.requires_grad and not inputs.entropies.requires_grad:
         raise ValueError(f"entropy_bonus = {settings.entropy_bonus} needs entropies with gradient, got detached ones")
-    surrogate = POLICY_LOSSES[settings.name](inputs, settings)
+    surrogate = load_function("rl.loss", settings.name, LOSSES)(inputs, settings, **settings.args)
+    if not isinstance(surrogate, Surrogate) or any(value.shape != inputs.rows.shape for value in surrogate):
+        raise ValueError(
+            f"rl.loss: expected a Surrogate of tensors [{len(inputs.rows)}], one value a token, {settings.name} returned "
+            f"{surrogate!s:.200}"
+        )
     terms, num_masked = surrogate.terms, inputs.rows.new_zeros(())
     if settings.sequence_mask_gap:
         masked = masked_sequences(inputs, settings.sequence_mask_gap)
@@ -195,11 +205,9 @@ def cispo_surrogate(inputs: LossInputs, settings: LossSettings) -> Surrogate:
     return Surrogate(-weight * inputs.advantages * inputs.policy_logprobs, ratio, weight != ratio)
 
 
-POLICY_LOSSES: dict[str, Callable[[LossInputs, LossSettings], Surrogate]] = {
-    "grpo": grpo_surrogate,
-    "gspo": gspo_surrogate,
-    "cispo": cispo_surrogate,
-}
+PolicyLoss = Callable[..., Surrogate]
+"""`(inputs, settings, **args)`: what `rl.loss` names. Runs on learner ranks, for each micro-batch; KL, entropy bonus and the mean
+over tokens come on top of it."""
 
 LOSS_MEANS: dict[str, Callable[[LossInputs, LossSettings], Tensor | float]] = {
     # Tokens weigh equally: DAPO (arXiv 2503.14476, eq. 8).
@@ -254,8 +262,10 @@ def step_metrics(
 
 def loss_settings(stage: StageSpec, kl_beta: float) -> LossSettings:
     """A stage's settings with the KL weight of one step."""
-    names = {field.name for field in fields(LossSettings)} - {"name", "kl_beta"}
-    return LossSettings(name=stage.loss, kl_beta=kl_beta, **{name: getattr(stage, name) for name in names})
+    names = {field.name for field in fields(LossSettings)} - {"name", "args", "kl_beta"}
+    return LossSettings(
+        name=stage.loss, args=stage.loss_args, kl_beta=kl_beta, **{name: getattr(stage, name) for name in names}
+    )
 
 
 def _capped_ratio(log_ratio: Tensor, settings: LossSettings) -> Tensor:

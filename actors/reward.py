@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from actors.scaling import group_answers
-from actors.scoring_process import ANSWER_VERIFIER, Scorer
+from actors.scoring_process import LABEL, MATH, SAME_VALUE, Judge, Scorer
 from actors.types import Completion, Prompt, Request, Rollout, Sample, Task
-from configs.schema.run import RewardSection
-from rewards.base import AnswerVerdict, Outcome, RewardResult
+from configs.protocols import load_protocols
+from configs.schema.run import RewardSection, RunConfig
+from rewards.base import AnswerVerdict, BadReference, Outcome, Reference, RewardResult
 from rewards.length.registry import LengthInputs, LengthState, score_group
 from rewards.length.state import NO_MEMORY
 
@@ -14,13 +15,16 @@ from rewards.length.state import NO_MEMORY
 class RewardActor:
     """Owns one killable scoring process (`Scorer`); one call at a time."""
 
-    def __init__(self, config: RewardSection, verifier: str = ANSWER_VERIFIER):
-        """Returns once the process can score; `verifier` is what `Scorer` takes.
+    def __init__(self, config: RewardSection, judges: Sequence[Judge] = (MATH, LABEL, SAME_VALUE)):
+        """Returns once the process can score; `judges` are all verifiers of the run's tasks, and at most one that compares
+        answers.
 
-        Raises RuntimeError with the process's own words when it does not start.
+        Raises RuntimeError with the process's own words when it does not start, UserError for a function that cannot be
+        imported on this node.
         """
         self._config = config
-        self._scorer = Scorer(config.deadline_s, verifier)
+        self._same = next((judge for judge in judges if judge.key == SAME_VALUE.key), SAME_VALUE)
+        self._scorer = Scorer(config.deadline_s, judges)
 
     def ping(self) -> int:
         """Process id of a scoring process that is ready."""
@@ -42,9 +46,10 @@ class RewardActor:
         if prompt.task_id != task.task_id:
             raise ValueError(f"expected a prompt of task {task.task_id}, got one of {prompt.task_id}")
         try:
-            verdicts = judge_answers(self._scorer, [completion.text for completion in completions], task)
-        except ValueError as error:
-            raise ValueError(f"task {task.task_id}: {error}") from error
+            texts = [completion.text for completion in completions]
+            verdicts = judge_answers(self._scorer, texts, task, judge_of(task, self._config))
+        except BadReference as error:
+            raise BadReference(f"task {task.task_id}: {error}") from error
         is_correct = [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
         state = request.length_state
         inputs = length_inputs(prompt, completions, is_correct, self._config.span, request.step, state)
@@ -62,7 +67,8 @@ class RewardActor:
         return rollouts if request.returns == "rollouts" else tuple(rollout.sample for rollout in rollouts)
 
     def group_answers(self, answers_of_tasks: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
-        """Classes of mathematical equality among the answers of each task, as `actors.scaling.group_answers` has them.
+        """Classes of answers that are one vote (`scaling.same_answer`) among those of each task, as
+        `actors.scaling.group_answers` has them.
 
         Answers are texts as `score_group` extracted them, empty where there was none. A comparison that overruns
         `reward.deadline_s`, ends its process or cannot be made counts as not equal.
@@ -70,25 +76,42 @@ class RewardActor:
         return [group_answers(answers, self._find_equal) for answers in answers_of_tasks]
 
     def _find_equal(self, texts: list[str], representative: str) -> list[bool]:
-        try:
-            verdicts = self._scorer.verify([_boxed(text) for text in texts], _boxed(representative))
-        except ValueError:
-            return [False] * len(texts)  # an answer that cannot stand as a reference equals its own text only
-        return [verdict.outcome == Outcome.CORRECT for verdict in verdicts]
+        return self._scorer.find_equal(texts, representative, self._same)
 
     def close(self) -> None:
         """End the scoring process."""
         self._scorer.close()
 
 
-def judge_answers(scorer: Scorer, texts: Sequence[str], task: Task) -> list[AnswerVerdict]:
-    """One verdict per completion. Raises ValueError for a reference answer that is none."""
-    return scorer.verify(texts, task.reference_answer, task.labels)
+def judge_of(task: Task, config: RewardSection) -> Judge:
+    """The verifier of a task: its source's own, or the run's; `math` leaves tasks with labels to `label`."""
+    name, args = (task.verifier, task.verifier_args) if task.verifier else (config.verifier, config.verifier_args)
+    return LABEL if task.labels and name == MATH.name else Judge(name=name, args=args)
 
 
-def _boxed(answer: str) -> str:
-    """All of it counts as the answer."""
-    return f"\\boxed{{{answer}}}"
+def judges_of(config: RunConfig) -> tuple[Judge, ...]:
+    """All functions that the scoring processes of a run may be asked to call, each once."""
+    sources = [config.data.train, config.data.evaluation, config.data.easy, config.data.hard]
+    sources += [protocol.source for protocol in load_protocols(config.protocols)]
+    scaling = config.scaling
+    judges = [
+        Judge(key=SAME_VALUE.key, name=scaling.same_answer, args=scaling.same_answer_args),
+        LABEL,
+        Judge(name=config.reward.verifier, args=config.reward.verifier_args),
+        *(Judge(name=source.verifier, args=source.verifier_args) for source in sources if source.verifier),
+    ]
+    return tuple(judge for place, judge in enumerate(judges) if judge not in judges[:place])
+
+
+def judge_answers(scorer: Scorer, texts: Sequence[str], task: Task, judge: Judge) -> list[AnswerVerdict]:
+    """One verdict per completion. Raises BadReference for a task that no completion can be judged against."""
+    return scorer.verify(texts, reference_of(task), judge)
+
+
+def reference_of(task: Task) -> Reference:
+    """What a verifier is told of a task."""
+    question = next((turn["content"] for turn in reversed(task.messages) if turn["role"] == "user"), "")
+    return Reference(answer=task.reference_answer, question=question, labels=task.labels, fields=task.fields)
 
 
 def length_inputs(

@@ -17,7 +17,7 @@ allows that; it finds no tokens or keys in its environment. Its group's texts an
 """
 
 import argparse
-import importlib
+import dataclasses
 import json
 import logging
 import os
@@ -29,19 +29,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from actors.confinement import confine
-from rewards.base import AnswerVerdict, Outcome
-from rewards.label_answer import verify_label
+from configs.built_ins import SAME_ANSWER, VERIFIERS
+from configs.errors import UserError
+from configs.functions import load_function
+from rewards.base import AnswerVerdict, BadReference, Outcome, Reference
 
 log = logging.getLogger(__name__)
 
-Verifier = Callable[[str, str], AnswerVerdict]
-"""(text, reference answer) → verdict; raises ValueError for a bad reference answer."""
-
-ANSWER_VERIFIER = "rewards.math_answer:verify_answer"
+VERIFIER, SAME = "reward.verifier", "scaling.same_answer"
 MEMORY_LIMIT_BYTES = 4 * 2**30
 """Address space of the child."""
 FILE_LIMIT_BYTES = 2**20
@@ -54,7 +55,7 @@ MAX_ERROR_CHARS = 2000
 """Length of the reason why a reference answer is refused."""
 MAX_LINE_BYTES = 2**16
 """Size of a message from the child; a longer one counts as a crash."""
-JUDGED = {outcome.value: outcome for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE)}
+JUDGED = {outcome.value: outcome for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE, Outcome.ERROR)}
 """What a verifier can say, by the name that travels."""
 MAX_ANSWER_CHARS = 500
 """Length of an answer that a verdict brings back."""
@@ -64,24 +65,47 @@ ENVIRONMENT = re.compile(
 """Variables that the child gets; never what may hold a token or a key."""
 
 
+MAX_PROBLEMS = 20
+"""Different exceptions of verifiers that are logged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """A function that the scoring process calls, as the configuration names it, with its settings.
+
+    Example: `Judge(name="my_checks:is_polite", args={"language": "en"})`
+    """
+
+    name: str = "math"
+    """A built-in one, or `package.module:function`"""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    key: str = VERIFIER
+    """The setting that names it: `VERIFIER`, or `SAME` for one that compares answers"""
+
+
+MATH, LABEL, SAME_VALUE = Judge(), Judge(name="label"), Judge(key=SAME)
+
+
 class Scorer:
     """Verdicts on texts, from one process at work and one that stands ready. Not thread-safe.
 
-    `verifier` names the function that judges, as `module:function`, importable from `sys.path`; tests put
-    functions there that hang or crash.
+    `judges` are all that it can call; their modules are importable from `sys.path`, and are imported before the process gives
+    its rights away.
     """
 
-    def __init__(self, deadline_s: float, verifier: str = ANSWER_VERIFIER):
-        """Returns once the process is ready. Raises RuntimeError when it cannot be started."""
+    def __init__(self, deadline_s: float, judges: Sequence[Judge] = (MATH, LABEL, SAME_VALUE)):
+        """Returns once the process is ready. Raises RuntimeError when it cannot be started, UserError, which names the setting,
+        when one of the judges is not there."""
         if deadline_s <= 0:
             raise ValueError(f"deadline_s: expected more than 0, got {deadline_s}")
         self._deadline_s = deadline_s
-        self._verifier = verifier
+        self._judges = tuple(judges)
+        self._problems: set[str] = set()
         self._at_work = self._start_process()
         self._spare = self._start_process()
         try:
             unconfined = self._at_work.wait_ready()
-        except RuntimeError:
+        except (RuntimeError, UserError):
             self.close()
             raise
         if unconfined:
@@ -93,20 +117,26 @@ class Scorer:
             self._replace()
         return self._at_work.pid
 
-    def verify(self, texts: Sequence[str], reference_answer: str, labels: Sequence[str] = ()) -> list[AnswerVerdict]:
+    def verify(self, texts: Sequence[str], reference: Reference, judge: Judge = MATH) -> list[AnswerVerdict]:
         """One verdict per text, in order; TIMEOUT or CRASHED where there was none to be had.
 
-        With `labels` the answer is one of them (`rewards.label_answer`), whatever the verifier is.
-
-        Each text has `deadline_s` from the verdict before it. Raises ValueError when the verifier refuses the
-        reference answer, RuntimeError when no process can be started.
+        Each text has `deadline_s` from the verdict before it. Raises BadReference when the verifier refuses the
+        reference, RuntimeError when no process can be started.
         """
+        return self._judge(texts, dataclasses.asdict(reference), judge)
+
+    def find_equal(self, answers: Sequence[str], other: str, judge: Judge = SAME_VALUE) -> list[bool]:
+        """Which answers are one vote with `other`; where a comparison hangs, crashes or raises it is not."""
+        return [verdict.outcome == Outcome.CORRECT for verdict in self._judge(answers, other, judge)]
+
+    def _judge(self, texts: Sequence[str], other: Any, judge: Judge) -> list[AnswerVerdict]:
         self.ensure_ready()
         verdicts: list[AnswerVerdict] = []
         while len(verdicts) < len(texts):
-            failure = self._verify_until_failure(texts[len(verdicts) :], reference_answer, labels, verdicts)
+            request = {"texts": list(texts[len(verdicts) :]), "other": other, "judge": self._judges.index(judge)}
+            failure = self._judge_until_failure(request, verdicts)
             if failure is not None:
-                verdicts.append(AnswerVerdict(outcome=failure, answer=""))
+                verdicts.append(AnswerVerdict(outcome=failure))
                 self._replace()
         return verdicts
 
@@ -114,16 +144,14 @@ class Scorer:
         self._at_work.kill()
         self._spare.kill()
 
-    def _verify_until_failure(
-        self, texts: Sequence[str], reference_answer: str, labels: Sequence[str], verdicts: list[AnswerVerdict]
-    ) -> Outcome | None:
+    def _judge_until_failure(self, request: dict[str, Any], verdicts: list[AnswerVerdict]) -> Outcome | None:
         """Appends verdicts until all are there (None) or the next one will not come (why)."""
         try:
-            request = {"texts": list(texts), "reference_answer": reference_answer, "labels": list(labels)}
             self._at_work.send(request, self._deadline_s)
-            for _ in texts:
+            for _ in request["texts"]:
                 reply = self._at_work.receive(self._deadline_s)
                 verdicts.append(_read_verdict(reply))
+                self._note_problem(reply)
         except TimeoutError:
             return Outcome.TIMEOUT
         except (EOFError, ConnectionError, _Nonsense):
@@ -133,26 +161,34 @@ class Scorer:
             raise
         return None
 
+    def _note_problem(self, reply: dict[str, Any]) -> None:
+        """Log what a verifier raised, each once."""
+        problem = str(reply.get("problem", ""))[:MAX_ERROR_CHARS]
+        if problem and problem not in self._problems and len(self._problems) < MAX_PROBLEMS:
+            self._problems.add(problem)
+            log.warning("a verifier raised an exception, which counts as outcome `error`: %s", problem)
+
     def _replace(self) -> None:
         self._at_work.kill()
         self._at_work, self._spare = self._spare, self._start_process()
         self._at_work.wait_ready()
 
     def _start_process(self) -> "_Process":
-        return _Process(self._verifier, self._deadline_s)
+        return _Process(self._judges, self._deadline_s)
 
 
 class _Process:
     """One child and the owner's end of its socket."""
 
-    def __init__(self, verifier: str, deadline_s: float):
+    def __init__(self, judges: Sequence[Judge], deadline_s: float):
         """Returns at once; `wait_ready` waits for the child's imports."""
         self._socket, child_socket = socket.socketpair()
         self._received = bytearray()
         self._unconfined: str | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
         command = [sys.executable, "-P", "-W", "ignore", "-m", "actors.scoring_process"]
-        command += ["--socket-fd", str(child_socket.fileno()), "--verifier", verifier, "--deadline-s", str(deadline_s)]
+        command += ["--socket-fd", str(child_socket.fileno()), "--deadline-s", str(deadline_s)]
+        command += ["--judges", json.dumps([dataclasses.asdict(judge) for judge in judges])]
         with child_socket:
             self._process = subprocess.Popen(
                 command,
@@ -177,12 +213,16 @@ class _Process:
     def wait_ready(self) -> str:
         """Why the child could not be confined; empty when it is.
 
-        Raises RuntimeError with the child's last words when it does not get ready.
+        Raises RuntimeError with the child's last words when it does not get ready, UserError with its reason when a judge
+        cannot be loaded.
         """
         if self._unconfined is not None:
             return self._unconfined
         try:
-            self._unconfined = self.receive(START_TIMEOUT_S)["unconfined"]
+            hello = self.receive(START_TIMEOUT_S)
+            if "refused" in hello:
+                raise UserError(hello["refused"])
+            self._unconfined = hello["unconfined"]
         except (EOFError, ConnectionError, TimeoutError, _Nonsense) as error:
             self._process.kill()
             status = self._process.wait()
@@ -245,17 +285,21 @@ class _Nonsense(Exception):
 
 
 def _read_verdict(reply: dict[str, Any]) -> AnswerVerdict:
-    """Raises ValueError for a reference answer that the child refuses, _Nonsense for what is no verdict."""
+    """Raises BadReference for a reference that the child refuses, _Nonsense for what is no verdict."""
     name, answer = reply.get("outcome"), reply.get("answer")
     outcome = JUDGED.get(name) if isinstance(name, str) else None
     if outcome is not None and isinstance(answer, str) and len(answer) <= MAX_ANSWER_CHARS:
         return AnswerVerdict(outcome=outcome, answer=answer)
     if isinstance(reply.get("error"), str):
-        raise ValueError(reply["error"])
+        raise BadReference(reply["error"])
     raise _Nonsense(f"expected a verdict, got keys {sorted(reply)[:5]}")
 
 
-def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconfined: str) -> None:
+Call = Callable[[str, Any], AnswerVerdict]
+"""A judge with its settings: (text, what it is held against) → verdict"""
+
+
+def serve(connection: socket.socket, calls: Sequence[Call], deadline_s: float, unconfined: str) -> None:
     """The child's loop: say that it is ready, and why it is not confined, then answer until the owner closes its end."""
     with connection, connection.makefile("rb") as requests:
         _send_line(connection, {"unconfined": unconfined})
@@ -265,47 +309,78 @@ def serve(connection: socket.socket, verify: Verifier, deadline_s: float, unconf
                 # SIGALRM, left at its default action, ends the process even inside C code.
                 signal.setitimer(signal.ITIMER_REAL, deadline_s + OWNER_GONE_GRACE_S)
                 try:
-                    verdict = judge(verify, text, request["reference_answer"], request["labels"])
-                except ValueError as error:
+                    verdict = calls[request["judge"]](text, request["other"])
+                except BadReference as error:
                     _send_line(connection, {"error": str(error)[:MAX_ERROR_CHARS]})
-                    break  # the rest has the same reference answer
+                    break  # the rest has the same reference
+                except Exception as error:  # of a verifier that somebody wrote
+                    problem = _where_raised(error)[:MAX_ERROR_CHARS]
+                    _send_line(connection, {"outcome": Outcome.ERROR, "answer": "", "problem": problem})
+                    continue
                 _send_line(connection, {"outcome": verdict.outcome, "answer": verdict.answer[:MAX_ANSWER_CHARS]})
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def judge(verify: Verifier, text: str, reference_answer: str, labels: Sequence[str]) -> AnswerVerdict:
-    """One verdict. Raises ValueError for a bad reference answer."""
-    return verify_label(text, reference_answer, labels) if labels else verify(text, reference_answer)
+def make_call(judge: Judge) -> Call:
+    """Raises UserError when there is no such function."""
+    if judge.key == SAME:
+        same = load_function(SAME, judge.name, SAME_ANSWER)
+        return lambda text, other: _as_verdict(bool(same(text, other, **judge.args)))
+    verify = load_function(VERIFIER, judge.name, VERIFIERS)
+
+    def call(text: str, reference: dict[str, Any]) -> AnswerVerdict:
+        told = Reference(**{**reference, "labels": tuple(reference["labels"])})
+        return _as_verdict(verify(text, told, **judge.args))
+
+    return call
+
+
+def _as_verdict(found: Any) -> AnswerVerdict:
+    """True and False stand for a verdict without an answer. Raises TypeError for what is neither."""
+    if isinstance(found, bool):
+        return AnswerVerdict(outcome=Outcome.CORRECT if found else Outcome.WRONG)
+    if not isinstance(found, AnswerVerdict) or not isinstance(found.answer, str) or found.outcome not in JUDGED:
+        raise TypeError(f"expected an AnswerVerdict, True or False from the verifier, found {found!r:.100}")
+    return found
+
+
+def _where_raised(error: Exception) -> str:
+    """The exception and the line of the file that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _send_line(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _load_verifier(name: str) -> Verifier:
-    module, separator, function = name.partition(":")
-    if not separator:
-        raise ValueError(f"verifier: expected module:function, got {name!r}")
-    return getattr(importlib.import_module(module), function)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Child of actors.scoring_process.Scorer; not for the command line.")
     parser.add_argument("--socket-fd", type=int, required=True)
-    parser.add_argument("--verifier", required=True)
+    parser.add_argument("--judges", required=True)
     parser.add_argument("--deadline-s", type=float, required=True)
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)  # math-verify logs what it cannot parse
-    verify = _load_verifier(arguments.verifier)
+    connection = socket.socket(fileno=arguments.socket_fd)
+    try:
+        calls = [make_call(Judge(**judge)) for judge in json.loads(arguments.judges)]
+    except UserError as error:
+        _send_line(connection, {"refused": str(error)[:MAX_ERROR_CHARS]})
+        return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # both are inherited from whoever started the owner
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    connection = socket.socket(fileno=arguments.socket_fd)
+    with open(os.devnull, "w") as nowhere:  # a verifier that prints must not run into the limit on what it writes
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     unconfined = confine()
     try:
-        serve(connection, verify, arguments.deadline_s, unconfined)
+        serve(connection, calls, arguments.deadline_s, unconfined)
     except (BrokenPipeError, ConnectionResetError):
         return  # the owner is gone
 

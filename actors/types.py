@@ -10,8 +10,9 @@ Letters: P prompt tokens, T completion tokens, G group size. Token ids are int32
 log, at the sampling temperature), and index t scores token t.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +45,11 @@ class Task:
     """As the source grades it (the built-in tasks: number of operations); 0 when it does not."""
     budget_tokens: int | None = None
     """The source's own budget for it; None when it has none and one is drawn."""
+    verifier: str = ""
+    """The source's own verifier; empty: `reward.verifier`"""
+    verifier_args: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Row fields that the verifier is told, as JSON can hold them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -289,6 +295,7 @@ class StageSpec:
     """Dropout of the adapter's input, in training passes only."""
     loss: str = "grpo"
     """RL, with the fields below: see `actors.losses.LossSettings`."""
+    loss_args: Mapping[str, Any] = field(default_factory=dict)
     loss_mean: str = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2

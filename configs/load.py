@@ -60,6 +60,20 @@ def _walk(section: type, prefix: str) -> Iterator[tuple[str, _Leaf | None]]:
 
 
 _KEYS = dict(_walk(RunConfig, ""))
+_ARGUMENTS = dict[str, Any]
+"""Type of settings that hold keyword arguments of a function: whatever names the function takes are keys below them."""
+
+
+def _leaf_of(key: str) -> _Leaf | None:
+    """The setting that a key means; `reward.verifier_args.tolerance` is a part of `reward.verifier_args`. None for sections and
+    unknown keys."""
+    while key:
+        if (leaf := _KEYS.get(key)) is not None:
+            return leaf
+        key = key.rpartition(".")[0]
+        if (parent := _KEYS.get(key)) is not None and parent.hint != _ARGUMENTS:
+            return None
+    return None
 
 
 def load_config(path: Path | str | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> RunConfig:
@@ -124,7 +138,7 @@ def split_axes(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str
     problems: list[str] = []
     for override in overrides:
         key, _, raw = (part.strip() for part in override.partition("="))
-        leaf = _KEYS.get(key)
+        leaf = _leaf_of(key)
         if leaf is None or not raw.startswith("["):
             fixed.append(override)
             continue
@@ -165,13 +179,20 @@ _LOOKS_LIKE_A_VALUE = re.compile(
 
 
 def as_flat_dict(config: RunConfig) -> dict[str, Scalar]:
-    """Dotted key → value, lists as comma-separated text: for MLflow's parameters."""
+    """Dotted key → value, lists as comma-separated text, arguments of functions as JSON: for MLflow's parameters."""
     flat: dict[str, Scalar] = {}
     for key, leaf in _KEYS.items():
-        if leaf is not None:
+        if leaf is not None and leaf.hint == _ARGUMENTS:
+            flat |= {f"{key}.{name}": json.dumps(value) for name, value in value_at(config, key).items()}
+        elif leaf is not None:
             value = value_at(config, key)
             flat[key] = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return flat
+
+
+def setting_names() -> list[str]:
+    """Dotted keys of all settings, in the order of the schema."""
+    return [key for key, leaf in _KEYS.items() if leaf is not None]
 
 
 def shipped_names() -> list[str]:
@@ -216,7 +237,7 @@ def _read_overrides(overrides: Sequence[str], problems: list[str]) -> dict[str, 
         if not equals or not key:
             problems.append(f"{COMMAND_LINE}: expected key=value, found {override!r}")
             continue
-        leaf = _KEYS.get(key)
+        leaf = _leaf_of(key)
         raw = raw.strip()
         if leaf is not None and leaf.hint is str and raw[:1] not in ("'", '"'):
             settings[key] = raw
@@ -244,7 +265,10 @@ def _flatten(tree: Mapping[Any, Any], prefix: str, origin: str, problems: list[s
     settings: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if key not in _KEYS:
+        leaf = _leaf_of(key)
+        if leaf is not None and leaf.hint == _ARGUMENTS:
+            settings |= _flatten_arguments(key, value, origin, problems)
+        elif key not in _KEYS:
             problems.append(f"{origin}: {key}: unknown key{_did_you_mean(key)}")
         elif _KEYS[key] is not None:
             settings[key] = value
@@ -253,6 +277,22 @@ def _flatten(tree: Mapping[Any, Any], prefix: str, origin: str, problems: list[s
         elif value is not None:  # a section whose settings are all commented out is an empty one
             problems.append(f"{origin}: {key}: expected a section with settings, found {_shown(value)}")
     return settings
+
+
+def _flatten_arguments(key: str, value: Any, origin: str, problems: list[str]) -> dict[str, Any]:
+    """Keyword arguments by dotted key, so that a later file or command line changes one and keeps the others."""
+    if not isinstance(value, Mapping):
+        if key in _KEYS and value is not None:
+            problems.append(f"{origin}: {key}: expected names with values, found {_shown(value)}")
+            return {}
+        return {} if key in _KEYS else {key: value}
+    arguments: dict[str, Any] = {}
+    for name, part in value.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            problems.append(f"{origin}: {key}: expected names of arguments, found {name!r}")
+        else:
+            arguments |= _flatten_arguments(f"{key}.{name}", part, origin, problems)
+    return arguments
 
 
 def _did_you_mean(key: str) -> str:
@@ -267,11 +307,15 @@ def _did_you_mean(key: str) -> str:
 
 def _accepts(key: str, value: Any, origin: str, problems: list[str]) -> bool:
     """Whether the schema takes the value; appends the problem when it does not."""
-    leaf = typing.cast(_Leaf, _KEYS[key])
+    leaf = typing.cast(_Leaf, _leaf_of(key))
     is_list = typing.get_origin(leaf.hint) is tuple
     items, item_hint = (value, typing.get_args(leaf.hint)[0]) if is_list else ([value], leaf.hint)
-    fits = isinstance(items, list) and all(_may_become(item_hint, item) and item != "???" for item in items)
-    if fits:
+    if leaf.hint == _ARGUMENTS:
+        items = value if isinstance(value, list) else [value]
+    fits = leaf.hint == _ARGUMENTS or (
+        isinstance(items, list) and all(_may_become(item_hint, item) and item != "???" for item in items)
+    )
+    if fits and leaf.hint != _ARGUMENTS:
         try:
             OmegaConf.merge(_alone(leaf.hint), {"value": value})
         except OmegaConfBaseException:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.types import EvaluationRecord
 from configs.load import as_overrides, load_config, split_axes
+from configs.named_functions import with_functions
 from configs.schema.run import RunConfig
 from orchestrator.cluster.ray_address import names_cluster, prepare_own_cluster
 from orchestrator.stages import STAGES
@@ -60,6 +61,7 @@ def plan(config: RunConfig) -> "Plan":
     """What a run would do; starts nothing. Raises ConfigError with every problem that can be known without a cluster."""
     from orchestrator.tools.plan import check_hub, make_plan
 
+    config = with_functions(config)
     check_hub(config)
     return make_plan(config)
 
@@ -76,7 +78,7 @@ def run(config: RunConfig, stages: Sequence[str] = STAGES) -> RunResult:
     _prepare_ray(config)
     from orchestrator import pipeline
 
-    return _run_result(pipeline.run(config, tuple(stages)))
+    return _run_result(pipeline.run(with_functions(config), tuple(stages)))
 
 
 def evaluate(config: RunConfig) -> RunResult:
@@ -89,7 +91,7 @@ def export(config: RunConfig, *, force: bool = False, stage: str = "rl") -> RunR
     _prepare_ray(config)
     from orchestrator import pipeline
 
-    return _run_result(pipeline.export_only(config, force, stage))
+    return _run_result(pipeline.export_only(with_functions(config), force, stage))
 
 
 def sweep(config: str | Path, settings: Sequence[str] | Mapping[str, Any] = ()) -> SweepResult:

@@ -169,3 +169,8 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
             open_braces.append((match.start(), match.end(), match[1] is not None))
     is_cut = any(is_box and (not boxes or start >= boxes[-1][1]) for start, _, is_box in open_braces)
     return boxes, is_cut
+
+
+def same_text(answer: str, other: str) -> bool:
+    """Whether two answers are equal to the letter, but for white space around them."""
+    return answer.strip() == other.strip()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rewards.answer_text import split_mark
-from rewards.base import AnswerVerdict, Outcome
+from rewards.base import AnswerVerdict, BadReference, Outcome, Reference
 
 _PHRASE = (
     r"(?:(?:answer|choice|option|correct|solution|pick|choose)(?:\s{1,3}(?:choice|option|answer|one))?|答案|选择?)[*_]{0,3}"
@@ -20,13 +20,18 @@ _GAP = r"[^\w\n]{0,6}"
 _STYLE = re.compile(r"\\(?:text|mathrm|mathbf|textbf|textrm|boldsymbol|mathit|fbox|boxed)\s{0,3}\{")
 
 
+def verify_choice(text: str, reference: Reference) -> AnswerVerdict:
+    """The verifier `label`: `verify_label` against the reference answer, one of the task's labels."""
+    return verify_label(text, reference.answer, reference.labels)
+
+
 def verify_label(text: str, reference_answer: str, labels: Sequence[str]) -> AnswerVerdict:
     """Whether the completion `text` settles on `reference_answer`, which is one of `labels`.
 
-    UNPARSABLE when no label is found. Raises ValueError for a reference answer that is none of the labels.
+    UNPARSABLE when no label is found. Raises BadReference for a reference answer that is none of the labels.
     """
     if reference_answer not in labels:
-        raise ValueError(f"reference answer: expected one of {', '.join(labels)}, found {reference_answer!r}")
+        raise BadReference(f"reference answer: expected one of {', '.join(labels)}, found {reference_answer!r}")
     label = find_label(text, labels)
     if label is None:
         return AnswerVerdict(outcome=Outcome.UNPARSABLE, answer="")

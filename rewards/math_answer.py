@@ -22,7 +22,7 @@ import sympy
 from math_verify import parse, verify
 
 from rewards.answer_text import Extracted, extract
-from rewards.base import THINK_CLOSE, AnswerVerdict, Outcome
+from rewards.base import THINK_CLOSE, AnswerVerdict, BadReference, Outcome, Reference
 from rewards.notation import structure
 from rewards.notation.normal_form import normal_form
 from rewards.notation.quantity import (
@@ -50,12 +50,25 @@ _NO_ANSWERS = frozenset(("nan", "none", "null", "na", "n/a", "tbd", "unknown", "
 """What stands for a value that is not there."""
 
 
+def verify_math(text: str, reference: Reference) -> AnswerVerdict:
+    """The verifier `math`: `verify_answer` against the reference answer."""
+    return verify_answer(text, reference.answer)
+
+
+def same_answer(answer: str, other: str) -> bool:
+    """Whether two extracted answers are equal in value; one that cannot be read equals its own text alone."""
+    try:
+        return verify_answer(f"\\boxed{{{answer}}}", f"\\boxed{{{other}}}").outcome == Outcome.CORRECT
+    except BadReference:
+        return False
+
+
 def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
     """Whether the completion `text` gives `reference_answer`, up to mathematical equality.
 
     CORRECT or WRONG when there is an answer, UNPARSABLE when there is none or nothing can be read in it. Never raises for a
     bad completion: what goes wrong inside math-verify counts as UNPARSABLE while parsing and as WRONG while comparing, as
-    math-verify itself has it. Raises ValueError for a reference answer that cannot be parsed.
+    math-verify itself has it. Raises BadReference for a reference answer that cannot be parsed.
     """
     reference = _read_reference(reference_answer)
     number = text.rpartition(THINK_CLOSE)[2].strip()
@@ -76,20 +89,20 @@ def verify_answer(text: str, reference_answer: str) -> AnswerVerdict:
 
 
 def check_reference(reference_answer: str) -> None:
-    """Raises ValueError when no completion could be right for this reference answer: a mark for a missing value, prose,
+    """Raises BadReference when no completion could be right for this reference answer: a mark for a missing value, prose,
     a contradiction, mathematics that cannot be read."""
     reference = _read_reference(reference_answer)
     found = f"reference answer {reference_answer!r:.100}: expected an answer, found"
     if reference.lower().strip(".") in _NO_ANSWERS:
-        raise ValueError(f"{found} a mark for a missing value")
+        raise BadReference(f"{found} a mark for a missing value")
     words = as_words(reference)
     if words is not None and read_quantity(reference) is None and len(words) > MAX_REFERENCE_WORDS:
-        raise ValueError(f"{found} prose")
+        raise BadReference(f"{found} prose")
     for node in _leaves(structure.read(reference)):
         if node.kind == "false":
-            raise ValueError(f"{found} a contradiction: {node.text:.60}")
+            raise BadReference(f"{found} a contradiction: {node.text:.60}")
         if not _is_atom_readable(node.text):
-            raise ValueError(f"{found} {node.text!r:.60} in it")
+            raise BadReference(f"{found} {node.text!r:.60} in it")
 
 
 def equal_atoms(answer: str, reference: str) -> bool:
@@ -241,7 +254,7 @@ def _read_reference(reference_answer: str) -> str:
     extracted = extract(reference_answer, is_reference=True)
     reference = normal_form(extracted.text) if extracted else ""
     if not reference or not _is_readable(reference):
-        raise ValueError(
+        raise BadReference(
             f"reference answer {reference_answer!r:.100}: expected a mathematical answer, found none in it"
         )
     return reference

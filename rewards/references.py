@@ -1,10 +1,10 @@
 """Whether a reference answer can be judged against at all."""
 
-from rewards.base import AnswerVerdict, Outcome
+from rewards.base import AnswerVerdict, BadReference, Outcome, Reference
 from rewards.math_answer import check_reference
 
 
-def judge_reference(text: str, reference_answer: str) -> AnswerVerdict:
+def judge_reference(text: str, reference: Reference) -> AnswerVerdict:
     """A verifier for `actors.scoring_process.Scorer` whose texts are reference answers, so that they are read under the
     deadline of completions. CORRECT when completions can be judged against `text`; else UNPARSABLE, and the verdict's
     answer says why. The second argument is not used."""
@@ -19,6 +19,6 @@ def reference_problem(reference_answer: str) -> str:
     """
     try:
         check_reference(reference_answer)
-    except ValueError as error:
+    except BadReference as error:
         return str(error)
     return ""

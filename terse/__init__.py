@@ -9,6 +9,10 @@
     with terse.load_export(result.export) as model:
         print(model.ask("37+58-12=?").text)
 
+Functions of your own, which a configuration names as `package.module:function`, have the types `Verifier`, `LengthReward`,
+`PolicyLoss`, `AdvantageEstimator`, `TaskRows` and `SameAnswer`; what they are given and return is here too
+(docs/guides/functions.md).
+
 Everything here is what the command line calls. Names are imported when they are first used, so `import terse` is quick,
 and `terse.load_export` needs the extra `device` alone.
 """
@@ -17,6 +21,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actors.losses import LossInputs as LossInputs
+    from actors.losses import LossSettings as LossSettings
+    from actors.losses import PolicyLoss as PolicyLoss
+    from actors.losses import Surrogate as Surrogate
     from actors.types import EvaluationRecord as EvaluationRecord
     from configs.errors import UserError as UserError
     from configs.load import ConfigError as ConfigError
@@ -36,7 +44,18 @@ if TYPE_CHECKING:
     from orchestrator.api import run as run
     from orchestrator.api import status as status
     from orchestrator.api import sweep as sweep
+    from orchestrator.data.sources import TaskRows as TaskRows
+    from orchestrator.rl.advantage import AdvantageEstimator as AdvantageEstimator
     from orchestrator.tools.plan import Plan as Plan
+    from rewards.base import AnswerVerdict as AnswerVerdict
+    from rewards.base import BadReference as BadReference
+    from rewards.base import Outcome as Outcome
+    from rewards.base import Reference as Reference
+    from rewards.base import SameAnswer as SameAnswer
+    from rewards.base import Verifier as Verifier
+    from rewards.length.types import LengthInputs as LengthInputs
+    from rewards.length.types import LengthReward as LengthReward
+    from rewards.length.types import Score as Score
 
 _PLACES = {
     "load_config": "configs.load",
@@ -48,6 +67,13 @@ _PLACES = {
     "report": "orchestrator.api",
     "status": "orchestrator.api",
     "load_export": "deploy.device.runtime",
+    **dict.fromkeys(
+        ("AnswerVerdict", "BadReference", "Outcome", "Reference", "SameAnswer", "Verifier"), "rewards.base"
+    ),
+    **dict.fromkeys(("LengthInputs", "LengthReward", "Score"), "rewards.length.types"),
+    **dict.fromkeys(("LossInputs", "LossSettings", "PolicyLoss", "Surrogate"), "actors.losses"),
+    "AdvantageEstimator": "orchestrator.rl.advantage",
+    "TaskRows": "orchestrator.data.sources",
     "Answer": "deploy.device.runtime",
     "ConfigError": "configs.load",
     "DeviceModel": "deploy.device.runtime",

@@ -19,7 +19,9 @@ from configs.checks.heads import heads_problems
 from configs.checks.reward import reward_problems
 from configs.checks.rules import expected
 from configs.checks.values import LIST_RULES, RULES
+from configs.functions import is_function_name
 from configs.models import DATA_FORMATS, context_tokens, data_format, directory_problem, is_local_data, is_local_model
+from configs.named_functions import naming_problems
 from configs.protocols import protocol_problems
 from configs.schema.data import ARITHMETIC, SftSource, TaskSource
 from configs.schema.run import EMBEDDED_MODEL, RunConfig
@@ -44,12 +46,13 @@ MAY_BE_EMPTY = {
     "evaluation.caps_tokens",
     "scaling.caps_tokens",
     "budget.weights",
+    "run.functions",
     "protocols.names",
     "protocols.budgets_tokens",
     *(
         f"data.{name}.{list_}"
         for name in ("train", "evaluation", "easy", "hard")
-        for list_ in ("choice_fields", "labels")
+        for list_ in ("choice_fields", "labels", "verifier_fields")
     ),
 }
 
@@ -65,14 +68,15 @@ def problems(config: RunConfig) -> list[str]:
         *_model_path_problems(config),
         *_start_adapter_problems(config),
         *_length_problems(config),
-        *_task_source_problems("data.train", config.data.train),
-        *_task_source_problems("data.evaluation", config.data.evaluation),
-        *_task_source_problems("data.easy", config.data.easy),
-        *_task_source_problems("data.hard", config.data.hard),
+        *_task_source_problems("data.train", config.judged(config.data.train)),
+        *_task_source_problems("data.evaluation", config.judged(config.data.evaluation)),
+        *_task_source_problems("data.easy", config.judged(config.data.easy)),
+        *_task_source_problems("data.hard", config.judged(config.data.hard)),
         *heads_problems(config),
         *_split_problems(config),
         *_sft_source_problems("data.sft", config.data.sft),
         *_budget_problems(config),
+        *naming_problems(config),
         *reward_problems(config),
         *protocol_problems(config.protocols),
         *_sharding_problems(config),
@@ -242,8 +246,10 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
 def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
     yield from _source_problems(prefix, source)
     yield from _template_problems(f"{prefix}.question_template", source.question_template)
-    if not source.answer_field.strip():
-        yield expected(f"{prefix}.answer_field", "the name of a row field", source.answer_field)
+    if not source.answer_field.strip() and not is_function_name(source.verifier):
+        yield expected(
+            f"{prefix}.answer_field", "the name of a row field (or a verifier of your own)", source.answer_field
+        )
     if source.answer_pattern:
         try:
             num_groups = re.compile(source.answer_pattern).groups
@@ -276,6 +282,9 @@ def _source_problems(prefix: str, source: TaskSource | SftSource) -> Iterator[st
     elif name == ARITHMETIC:
         if source.preset != "none":
             yield expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
+    elif is_function_name(name):
+        if source.preset != "none":
+            yield expected(f"{prefix}.preset", "none for a source that is a function", source.preset)
     elif is_local_data(name) and not any(sign in name for sign in "*?["):
         path = Path(name).expanduser()
         if not path.exists():
@@ -299,7 +308,7 @@ def _template_problems(key: str, template: str) -> Iterator[str]:
 def _split_problems(config: RunConfig) -> Iterator[str]:
     train, held_out = config.data.train, config.data.evaluation
     is_other_split = train.source == ARITHMETIC and train.held_out != held_out.held_out
-    same = (train.source, train.subset, train.split) == (held_out.source, held_out.subset, held_out.split)
+    same = all(getattr(train, name) == getattr(held_out, name) for name in ("source", "source_args", "subset", "split"))
     if same and not is_other_split:
         hint = (
             "held_out: true" if train.source == ARITHMETIC else "another file or split, or slices such as train[90%:]"

@@ -101,6 +101,7 @@ RULES: dict[str, Rule] = {
 """The rule of every number in the schema."""
 
 LIST_RULES: dict[str, Rule] = {
+    "run.functions": ("texts", lambda value: True),
     "lora.target_modules": ("module names", lambda value: bool(value.strip())),
     "data.train.difficulties": ("numbers of operations of at least 1", lambda value: value >= 1),
     "data.evaluation.difficulties": ("numbers of operations of at least 1", lambda value: value >= 1),
@@ -113,7 +114,11 @@ LIST_RULES: dict[str, Rule] = {
     **{
         f"data.{name}.{key}": (words, lambda value: bool(value.strip()))
         for name in ("train", "evaluation", "easy", "hard")
-        for key, words in (("choice_fields", "names of row fields"), ("labels", "words"))
+        for key, words in (
+            ("choice_fields", "names of row fields"),
+            ("labels", "words"),
+            ("verifier_fields", "names of row fields"),
+        )
     },
     **REWARD_LIST_RULES,
     **HEADS_LIST_RULES,

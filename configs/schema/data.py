@@ -1,7 +1,7 @@
 """Settings of the data: where tasks and conversations come from, and how rows are read."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 ARITHMETIC = "arithmetic"
 
@@ -12,7 +12,10 @@ class TaskSource:
 
     source: str = ARITHMETIC
     """`arithmetic`, a local file (.json, .jsonl, .ndjson, also with .gz, .parquet, .csv, .tsv), a directory or a pattern of
-    such files, or a Hugging Face dataset name. Fields of rows may be nested: `reward_model.ground_truth`."""
+    such files, a Hugging Face dataset name, or a function of your own that returns rows, `package.module:function`. Fields of rows
+    may be nested: `reward_model.ground_truth`."""
+    source_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a function that returns rows."""
     preset: Literal["none", "gsm8k", "math500", "svamp", "addsub", "aime", "amc", "mmlu", "gpqa", "strategyqa"] = "none"
     """Fills the fields below that are left at their defaults."""
     subset: str = ""
@@ -30,7 +33,14 @@ class TaskSource:
     labels: tuple[str, ...] = ()
     """Answers are one of these words rather than mathematics; for yes-or-no questions yes, no."""
     answer_field: str = "answer"
-    """Where a row has its reference answer; dots name nested fields."""
+    """Where a row has its reference answer; dots name nested fields. Empty: rows have none, and a verifier of your own does
+    without."""
+    verifier: str = ""
+    """Judges this source's tasks in place of `reward.verifier`."""
+    verifier_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that verifier."""
+    verifier_fields: tuple[str, ...] = ()
+    """Row fields that the verifier is told besides the reference answer."""
     answer_pattern: str = ""
     """Regular expression with one group, searched in the answer field; the last match counts. Empty: all of it."""
     budget_field: str = ""
@@ -51,6 +61,8 @@ class SftSource:
 
     source: str = ARITHMETIC
     """The same as for tasks; `arithmetic` writes traces for its own tasks."""
+    source_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a function that returns rows."""
     preset: Literal["none", "openthoughts3", "mixture_of_thoughts", "gsm8k"] = "none"
     """Field names of a public dataset; settings that are given beside it win."""
     subset: str = ""

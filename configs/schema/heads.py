@@ -1,7 +1,7 @@
 """Settings of the switcher and verifier heads, and of parallel test-time scaling."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class ScalingSection:
     """Completions are sampled at it."""
     top_p: float = 1.0
     """Nucleus that completions are sampled from; 1 is everything."""
+    same_answer: str = "math"
+    """Whether two answers are one vote: `math` (equal in value), `text` (equal to the letter), or a function of your own,
+    `package.module:function`."""
+    same_answer_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that function."""
     caps_tokens: tuple[int, ...] = ()
     """Hard caps to evaluate at as well, on the same completions."""
     num_timed_tasks: int = 4

@@ -5,27 +5,7 @@ of 0 is the task's own budget, so that fractions of it scale with every budget; 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
-
-LengthRewardName = Literal[
-    "none",
-    "soft_barrier",
-    "lcpo_exact",
-    "lcpo_max",
-    "dapo_overlong",
-    "arora_zanette",
-    "kimi",
-    "hapo",
-    "thinkprune",
-    "dler",
-    "da_dler",
-    "laser",
-    "laser_d",
-    "grpo_lambda",
-    "shorter_better",
-    "cosine",
-    "group_relative",
-]
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +188,17 @@ class GroupRelativeSection:
 class RewardSection:
     """Scoring: answer verification and length reward."""
 
-    length: LengthRewardName = "soft_barrier"
-    """Which of the sections below is in use."""
+    verifier: str = "math"
+    """Judges completions: `math` (numbers, expressions, text), `label` (one of the task's labels, which tasks with labels take
+    anyway), or a function of your own, `package.module:function`."""
+    verifier_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the verifier."""
+    length: str = "soft_barrier"
+    """none, soft_barrier, lcpo_exact, lcpo_max, dapo_overlong, arora_zanette, kimi, hapo, thinkprune, dler, da_dler, laser,
+    laser_d, grpo_lambda, shorter_better, cosine or group_relative, each with the section below that has its name (both of lcpo:
+    `lcpo`), or a function of your own, `package.module:function`."""
+    length_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a length reward of your own."""
     soft_barrier: SoftBarrierSection = field(default_factory=SoftBarrierSection)
     lcpo: LcpoSection = field(default_factory=LcpoSection)
     dapo_overlong: DapoOverlongSection = field(default_factory=DapoOverlongSection)

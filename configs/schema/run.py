@@ -5,11 +5,11 @@ can be derived is a property. `configs.load` builds them from YAML and the comma
 lists what is wrong with the values, all at once.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from configs.schema.data import DataSection
+from configs.schema.data import DataSection, TaskSource
 from configs.schema.export import ExportSection
 from configs.schema.heads import HeadsSection, ScalingSection
 from configs.schema.protocols import ProtocolsSection
@@ -35,6 +35,9 @@ class RunSection:
     """The newest so many of each stage stay; more than one, so that a damaged one can be skipped."""
     keep_every_steps: int = 0
     """Checkpoints of every so many steps stay for good; 0: none."""
+    functions: tuple[str, ...] = ()
+    """Written by Terse: every function of your own that the configuration names, with the SHA-256 of its source file. A run goes
+    on with the same files alone."""
     deterministic: bool = False
     """The same run gives the same bits, however its groups were scheduled and wherever it was resumed. Engines then
     generate one sequence at a time: for tests and for finding faults. Needs rl.max_staleness 0."""
@@ -138,14 +141,19 @@ class RlSection:
     """Share of the steps that warms up."""
     weight_decay: float = 0.0
     """A setting of AdamW."""
-    loss: Literal["grpo", "gspo", "cispo"] = "grpo"
-    """grpo: a clipped ratio per token; gspo: one per sequence; cispo: REINFORCE with a clipped weight."""
+    loss: str = "grpo"
+    """grpo: a clipped ratio per token; gspo: one per sequence; cispo: REINFORCE with a clipped weight; or a function of your
+    own, `package.module:function`."""
+    loss_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a loss of your own."""
     loss_mean: Literal["token", "sequence", "constant"] = "token"
     """token: all trained tokens weigh alike (DAPO); sequence: all completions do (GRPO as printed); constant: divided
     by completions x rollout.max_completion_tokens (Dr. GRPO)."""
-    advantage: Literal["grpo", "dr_grpo", "rloo", "batch_std"] = "grpo"
+    advantage: str = "grpo"
     """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; batch_std: r - mean, over
-    the std of the whole step (DLER)."""
+    the std of the whole step (DLER); or a function of your own, `package.module:function`."""
+    advantage_args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of an advantage of your own."""
     clip_low: float = 0.2
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
@@ -353,6 +361,12 @@ class RunConfig:
         """CPU cores that the placement asks for; reward actors take a tenth of a core each in Ray's books."""
         engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_cpus
         return engines + self.learner.num_ranks * self.learner.num_cpus_per_rank + 0.1 * self.reward.num_actors
+
+    def judged(self, source: TaskSource) -> TaskSource:
+        """The source with the run's verifier where it names none of its own."""
+        if source.verifier:
+            return source
+        return replace(source, verifier=self.reward.verifier, verifier_args=self.reward.verifier_args)
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -19,7 +19,7 @@ import ray
 from actors.inference import InferenceActor
 from actors.learner import LearnerRank
 from actors.learner_group import LearnerGroup
-from actors.reward import RewardActor
+from actors.reward import RewardActor, judges_of
 from actors.types import AdapterRef
 from configs.checks.run import cluster_problems
 from configs.load import ConfigError
@@ -212,7 +212,9 @@ class Cluster:
 
     def _make_scorer(self, index: int) -> Any:
         options = {"num_cpus": REWARD_ACTOR_CPUS, "concurrency_groups": {"heartbeat": 1}}
-        return self._reservation.actor(RewardActor, "reward", index, options, num_threads=1).remote(self._config.reward)
+        return self._reservation.actor(RewardActor, "reward", index, options, num_threads=1).remote(
+            self._config.reward, judges_of(self._config)
+        )
 
 
 @contextmanager

@@ -20,7 +20,9 @@ class Prompter:
 
     def __init__(self, config: RunConfig, tokenizer: Any):
         self._config, self._tokenizer = config, tokenizer
-        self._stream = TaskStream(config.data.train, config.budget, config.run.seed, config.rl.groups_per_step)
+        self._stream = TaskStream(
+            config.judged(config.data.train), config.budget, config.run.seed, config.rl.groups_per_step
+        )
         self.num_too_long = 0
         """Tasks passed over because their prompt has more than `max_prompt_tokens` tokens."""
 
@@ -47,7 +49,8 @@ class Prompter:
 
 def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
     """The evaluation tasks whose prompts fit."""
-    tasks = held_out_tasks(config.data.evaluation, config.budget, config.evaluation.num_tasks, config.run.seed)
+    source = config.judged(config.data.evaluation)
+    tasks = held_out_tasks(source, config.budget, config.evaluation.num_tasks, config.run.seed)
     return fitting_prompts(tasks, config, tokenizer)
 
 

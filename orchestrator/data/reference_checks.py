@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from actors.scoring_process import Scorer
+from actors.scoring_process import MATH, Judge, Scorer
 from actors.types import Task
 from configs.errors import UserError
-from rewards.base import Outcome
+from rewards.base import Outcome, Reference
 
 log = logging.getLogger(__name__)
 
 _SIMPLE = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?|[+-]?[0-9]{1,3}(?:,[0-9]{3})+")
 """What needs no look."""
 DEADLINE_S = 5.0
-JUDGE = "rewards.references:judge_reference"
+JUDGE = Judge(name="rewards.references:judge_reference")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,9 @@ def find_unverifiable(tasks: tuple[tuple[str, str], ...]) -> tuple[Unverifiable,
     texts = list(dict.fromkeys(reference for _, reference in tasks if not _SIMPLE.fullmatch(reference)))
     if not texts:
         return ()
-    scorer = Scorer(DEADLINE_S, JUDGE)
+    scorer = Scorer(DEADLINE_S, [JUDGE])
     try:
-        verdicts = scorer.verify(texts, "")
+        verdicts = scorer.verify(texts, Reference(answer=""), JUDGE)
     finally:
         scorer.close()
     problems = {
@@ -56,8 +56,11 @@ def find_unverifiable(tasks: tuple[tuple[str, str], ...]) -> tuple[Unverifiable,
 
 
 def check_references(tasks: Sequence[Task]) -> tuple[Unverifiable, ...]:
-    """Warns of references that cannot be verified; raises UserError when none can. Labels were checked as they were read."""
-    judged = tuple((task.task_id, task.reference_answer) for task in tasks if not task.labels)
+    """Warns of references that `math` cannot verify; raises UserError when it can verify none. Labels were checked as they were
+    read, and what other verifiers need is for them to say."""
+    judged = tuple(
+        (task.task_id, task.reference_answer) for task in tasks if not task.labels and task.verifier in ("", MATH.name)
+    )
     found = find_unverifiable(judged)
     if found and len(found) == len(judged):
         raise UserError(

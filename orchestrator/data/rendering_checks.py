@@ -50,7 +50,7 @@ def _problem(key: str, source: TaskSource | SftSource, render: Callable[[], Any]
 
 
 def _render_prompt(config: RunConfig, tokenizer: Any) -> None:
-    task = first_task(config.data.train, config.run.seed)
+    task = first_task(config.judged(config.data.train), config.run.seed)
     budget_tokens = max(config.budget.buckets_tokens)
     make_prompt(task, budget_tokens, config.budget, tokenizer, config.max_prompt_tokens, config.model.masked_lora)
 

@@ -4,17 +4,20 @@ Presets say where well-known datasets keep question and answer; settings that we
 """
 
 import dataclasses
+import itertools
+import json
 import math
 import re
 import string
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.checks.run import field_names
 from configs.errors import UserError
+from configs.functions import is_function_name, load_function
 from configs.models import DATA_FORMATS, data_format, is_local_data
 from configs.schema.data import SftSource, TaskSource
 from orchestrator.data.local_rows import WrittenNumber, find_files, read_csv_files, read_json_files
@@ -23,6 +26,8 @@ from rewards.base import THINK_CLOSE, THINK_OPEN
 Row = Mapping[str, Any]
 AnySource = TypeVar("AnySource", TaskSource, SftSource)
 
+MAX_FUNCTION_ROWS = 10_000_000
+"""A function that never ends must not fill the memory."""
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Fields beside a turn's content that hold its thought."""
@@ -59,6 +64,11 @@ SFT_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+TaskRows = Callable[..., Iterable[Row]]
+"""`(**args)`: what `data.*.source` may name. Rows are mappings of fields, read as those of a file; the same call gives the same rows
+in the same order, so that a run can be resumed."""
+
+
 class Rows(Sequence[Row]):
     """Rows in the order of the file, memory-mapped; `where(index)` names one in errors."""
 
@@ -89,7 +99,10 @@ def load_rows(source: TaskSource | SftSource) -> Rows:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     limit = source.num_tasks if isinstance(source, TaskSource) else source.num_rows
-    if not is_local_data(source.source):
+    rows: Any
+    if is_function_name(source.source):
+        rows = _call(source)
+    elif not is_local_data(source.source):
         rows = _load_hub(datasets, source)
     elif (
         isinstance(source, TaskSource)
@@ -156,7 +169,9 @@ def _as_written(value: float) -> str:
 
 
 def read_answer(row: Row, source: TaskSource, where: str) -> str:
-    """The reference answer: the pattern's last match in the answer field, or all of it."""
+    """The reference answer: the pattern's last match in the answer field, or all of it; empty where rows have none."""
+    if not source.answer_field:
+        return ""
     text = read_text(row, source.answer_field, where)
     if not source.answer_pattern:
         return text.strip()
@@ -167,6 +182,19 @@ def read_answer(row: Row, source: TaskSource, where: str) -> str:
             f"{source.answer_field!r}, found {text[-80:]!r}"
         )
     return matches[-1].strip()
+
+
+def read_fields(row: Row, names: Sequence[str], where: str) -> dict[str, Any]:
+    """What the verifier is told of a row, as JSON can hold it. Raises UserError naming row and field."""
+    fields = {name: _read(row, name, where) for name in names}
+    for name, value in fields.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: expected text, numbers, lists and objects in field {name!r}, found {error}"
+            ) from error
+    return fields
 
 
 def read_budget(row: Row, source: TaskSource, where: str) -> int | None:
@@ -276,6 +304,22 @@ def read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
             content = f"{THINK_OPEN}\n{thought.strip()}\n{THINK_CLOSE}\n\n{content}"
         turns.append({"role": _ROLES[role], "content": content})
     return turns
+
+
+def _call(source: TaskSource | SftSource) -> list[Row]:
+    """The rows that a function returns."""
+    key = "data source"
+    returned = load_function(key, source.source, {})(**source.source_args)
+    if not isinstance(returned, Iterable):
+        raise UserError(f"{source.source}: expected rows from the function, found {type(returned).__name__}")
+    rows: list[Row] = []
+    for number, row in enumerate(itertools.islice(returned, MAX_FUNCTION_ROWS + 1), start=1):
+        if not isinstance(row, Mapping):
+            raise UserError(f"{source.source}, row {number}: expected a mapping of fields, found {type(row).__name__}")
+        rows.append(row)
+    if len(rows) > MAX_FUNCTION_ROWS:
+        raise UserError(f"{source.source}: expected at most {MAX_FUNCTION_ROWS:,} rows from the function, found more")
+    return rows
 
 
 def _split_of(datasets: Any, rows: list[Row], source: TaskSource) -> list[Row]:

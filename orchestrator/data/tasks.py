@@ -24,6 +24,7 @@ from orchestrator.data.sources import (
     load_rows,
     read_answer,
     read_budget,
+    read_fields,
     read_messages,
     render,
     with_system_prompt,
@@ -31,6 +32,7 @@ from orchestrator.data.sources import (
 
 log = logging.getLogger(__name__)
 
+ARITHMETIC_SOURCE = TaskSource()
 MAX_DUPLICATES = 1000
 """Held-out draws in a row that were there already before the split counts as used up."""
 
@@ -70,7 +72,7 @@ class TaskStream:
     def _make_arithmetic(self, where: str, number: int) -> Task:
         rng = seeded_rng(self._seed, "arithmetic", where)
         chain = arithmetic.draw_split_chain(rng, rng.choice(self._source.difficulties) + 1, self._source.held_out)
-        return arithmetic_task(chain, number, self._source.system_prompt)
+        return arithmetic_task(chain, number, self._source)
 
 
 def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, seed: int) -> list[tuple[Task, int]]:
@@ -115,6 +117,7 @@ def read_tasks(source: TaskSource) -> list[Task]:
             labels = tuple(ascii_uppercase[: len(choices)])
         else:
             answer = read_label(row, source, where) if labels else read_answer(row, source, where)
+        fields = read_fields(row, source.verifier_fields, where)
         turns = read_messages(row, source.question_template, where)
         turns = turns or [{"role": "user", "content": render(source.question_template, row, where)}]
         tasks.append(
@@ -125,6 +128,9 @@ def read_tasks(source: TaskSource) -> list[Task]:
                 source=source.source,
                 labels=labels,
                 budget_tokens=read_budget(row, source, where),
+                verifier=source.verifier,
+                verifier_args=source.verifier_args,
+                fields=fields,
             )
         )
     return tasks
@@ -137,13 +143,15 @@ def first_task(source: TaskSource, seed: int) -> Task:
     return read_tasks(replace(source, num_tasks=1))[0]
 
 
-def arithmetic_task(chain: arithmetic.Chain, number: int, system_prompt: str = "") -> Task:
+def arithmetic_task(chain: arithmetic.Chain, number: int, source: TaskSource = ARITHMETIC_SOURCE) -> Task:
     return Task(
         task_id=f"{ARITHMETIC}/{number}",
-        messages=tuple(with_system_prompt([{"role": "user", "content": chain.question}], system_prompt)),
+        messages=tuple(with_system_prompt([{"role": "user", "content": chain.question}], source.system_prompt)),
         reference_answer=str(chain.answer),
         source=ARITHMETIC,
         difficulty=chain.difficulty,
+        verifier=source.verifier,
+        verifier_args=source.verifier_args,
     )
 
 
@@ -238,7 +246,7 @@ def _distinct_arithmetic(source: TaskSource, num_tasks: int, seed: int) -> list[
                 f"when those of difficulty {difficulty} ran out"
             )
         chains[chain.expression] = chain
-    return [arithmetic_task(chain, number, source.system_prompt) for number, chain in enumerate(chains.values())]
+    return [arithmetic_task(chain, number, source) for number, chain in enumerate(chains.values())]
 
 
 def seeded_rng(seed: int, purpose: str, where: object) -> random.Random:

@@ -1,11 +1,15 @@
 """Advantages: a completion's reward against its group's baseline. Pure functions.
 
-The estimators in `ADVANTAGES` take the rewards of all groups of a step and give one array `[G]` per group.
+The estimators take the rewards of all groups of a step and give one array `[G]` per group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from configs.built_ins import ADVANTAGES
+from configs.functions import load_function
 
 STD_EPSILON = 1e-6
 
@@ -67,9 +71,21 @@ def centre(rewards: Sequence[float]) -> np.ndarray:
     return values - values.mean()
 
 
-ADVANTAGES: dict[str, Callable[[Rewards], list[np.ndarray]]] = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "batch_std": batch_std,
-}
+AdvantageEstimator = Callable[..., Sequence[np.ndarray]]
+"""`(rewards_per_group, **args)`: what `rl.advantage` names. Runs on the driver, once a step."""
+
+
+def estimate(name: str, args: Mapping[str, Any], rewards_per_group: Rewards) -> list[np.ndarray]:
+    """Advantages `[G]` of every group of a step, by the function that `rl.advantage` names.
+
+    Raises ValueError where a function of one's own does not return one finite number for each completion.
+    """
+    found = load_function("rl.advantage", name, ADVANTAGES)(rewards_per_group, **args)
+    arrays = [np.asarray(values, dtype=np.float64) for values in found]
+    wanted = [(len(rewards),) for rewards in rewards_per_group]
+    if [values.shape for values in arrays] != wanted or not all(np.isfinite(values).all() for values in arrays):
+        raise ValueError(
+            f"rl.advantage: expected a finite number for each completion, arrays of shapes {wanted}, {name} returned "
+            f"{arrays!s:.200}"
+        )
+    return arrays

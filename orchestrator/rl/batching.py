@@ -1,13 +1,14 @@
 """Groups → one optimiser step's batch. Pure functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from actors.kl import sequence_kl
 from actors.types import Rollout, RolloutGroup, TrainBatch, TrainRow
-from orchestrator.rl.advantage import ADVANTAGES
+from orchestrator.rl.advantage import estimate
 
 
 def build_batch(
@@ -17,6 +18,7 @@ def build_batch(
     policy_version: int,
     max_staleness: int,
     advantage: str = "grpo",
+    advantage_args: Mapping[str, Any] | None = None,
     overlong_filtering: bool = False,
     kl_beta: float = 0.0,
     kl_of_rollouts: Sequence[Sequence[float]] | None = None,
@@ -39,7 +41,9 @@ def build_batch(
         reward_kl = float(np.mean([kl for kls in kl_of_rollouts for kl in kls]))
     rows = [
         make_row(rollout, float(value), overlong_filtering)
-        for group, values in zip(groups, ADVANTAGES[advantage]([list(r) for r in rewards]), strict=True)
+        for group, values in zip(
+            groups, estimate(advantage, advantage_args or {}, [list(r) for r in rewards]), strict=True
+        )
         for rollout, value in zip(group.rollouts, values, strict=True)
     ]
     if not any(row.loss_mask.any() for row in rows):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import adapters
-from actors.reward import judge_answers
+from actors.reward import judge_answers, judge_of, judges_of
 from actors.scoring_process import Scorer
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import Prompt, Task
@@ -221,9 +221,13 @@ def check_prompts(config: RunConfig, chat: Any, pairs: Sequence[tuple[Task, Prom
 @contextmanager
 def scorer(config: RunConfig) -> Iterator[Judge]:
     """Judges a completion in the killable process that training uses."""
-    process = Scorer(config.reward.deadline_s)
+    process = Scorer(config.reward.deadline_s, judges_of(config))
     try:
-        yield lambda text, task: judge_answers(process, [text], task)[0].outcome == Outcome.CORRECT
+        yield (
+            lambda text, task: (
+                judge_answers(process, [text], task, judge_of(task, config.reward))[0].outcome == Outcome.CORRECT
+            )
+        )
     finally:
         process.close()
 

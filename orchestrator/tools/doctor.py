@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.engine_sizes import kv_cache_gib
+from configs.functions import is_function_name
 from configs.load import ConfigError, load_config
 from configs.models import is_hub_name, is_local_data
 from configs.schema.data import ARITHMETIC
@@ -258,7 +259,11 @@ def check_sources(machine: Machine, config: RunConfig) -> Iterator[Check]:
     if is_hub_name(config.model.path):
         wanted.append(("model", "models", config.model.path))
     sources = {s.source for s in (config.data.train, config.data.evaluation, config.data.sft)}
-    wanted += [("data", "datasets", name) for name in sorted(sources) if name != ARITHMETIC and not is_local_data(name)]
+    wanted += [
+        ("data", "datasets", name)
+        for name in sorted(sources)
+        if name != ARITHMETIC and not is_function_name(name) and not is_local_data(name)
+    ]
     for what, kind, name in wanted:
         if (hub / f"{kind}--{name.replace('/', '--')}").is_dir():
             yield Check(name=what, status="ok", found=f"{name}: in the hub's cache")

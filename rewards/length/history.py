@@ -7,17 +7,26 @@ order. c is 1 for a right answer and 0 for any other, L the tokens of a completi
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from configs.schema.run import RewardSection
 from rewards.length.siblings import self_normalised
 from rewards.length.state import NUM_TIERS, LengthState, TaskHistory, TierCounts
-from rewards.length.types import LengthInputs, Score, accuracy_plus, accuracy_times, limit_or_budget, share_of
+from rewards.length.types import (
+    LengthInputs,
+    Score,
+    accuracy_plus,
+    accuracy_times,
+    length_settings,
+    limit_or_budget,
+    share_of,
+)
 
 CORRECT_FLOOR = -0.7
 """HAPO: the least that length gives a right answer, so that it still beats a wrong one."""
 
 
-def hapo(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def hapo(inputs: LengthInputs, *, weight: float, history: str, form: str, tolerance_frac: float) -> tuple[Score, ...]:
     """R = c + weight · (max(-0.7, f) if right else min(0, f)), f by length over h, the task's right answers so far.
 
     h is the shortest of them, or their running mean (`history: mean`). `form: cosine`:
@@ -37,7 +46,7 @@ def hapo(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
     past = inputs.state.tasks.get(inputs.task_id)
     if past is None:
         return accuracy_plus([0.0] * len(inputs.num_tokens), inputs)
-    yardstick = past.shortest_tokens if config.hapo.history == "shortest" else past.mean_tokens
+    yardstick = past.shortest_tokens if history == "shortest" else past.mean_tokens
 
     def cosine(length: int) -> float:
         return math.cos(math.pi / 2 * length / yardstick) if length < 2 * yardstick else -1.0
@@ -45,19 +54,17 @@ def hapo(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
     def linear(length: int) -> float:
         if length < yardstick:
             return 1 - length / yardstick
-        return max(-1.0, min(0.0, 1 + config.hapo.tolerance_frac - length / yardstick))
+        return max(-1.0, min(0.0, 1 + tolerance_frac - length / yardstick))
 
-    form = cosine if config.hapo.form == "cosine" else linear
+    shape = cosine if form == "cosine" else linear
     terms = [
-        config.hapo.weight * (max(CORRECT_FLOOR, form(length)) if correct else min(0.0, form(length)))
+        weight * (max(CORRECT_FLOOR, shape(length)) if correct else min(0.0, shape(length)))
         for length, correct in zip(inputs.num_tokens, inputs.correct, strict=True)
     ]
     return accuracy_plus(terms, inputs)
 
 
-def _remember_correct_lengths(
-    state: LengthState, groups: Sequence[LengthInputs], config: RewardSection, step: int
-) -> LengthState:
+def _remember_correct_lengths(state: LengthState, groups: Sequence[LengthInputs], step: int, **_: Any) -> LengthState:
     """HAPO's h; a right answer of no tokens counts as one token, so that L/h is defined."""
     tasks = dict(state.tasks)
     for group in groups:
@@ -72,7 +79,7 @@ def _remember_correct_lengths(
     return replace(state, tasks=tasks)
 
 
-def grpo_lambda(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def grpo_lambda(inputs: LengthInputs, *, alpha: float, top_frac: float, window_groups: int) -> tuple[Score, ...]:
     """Arora and Zanette's R = c · (1 - alpha · sigmoid((L - mean) / std)) for well solved groups, R = c for the rest.
 
     Source: GRPO-lambda, arXiv 2505.18086 (not the method of traces of the same name, arXiv 2510.00194). There the
@@ -85,19 +92,19 @@ def grpo_lambda(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...
     Example: top_frac 0.2, earlier rates 0.25, 0.5, 0.75, 1, 1: a group at 1 (none higher) gets the length reward,
     one at 0.75 (two of five higher) does not.
     """
-    settings, rates, own_rate = config.grpo_lambda, inputs.state.solve_rates, inputs.solve_rate
+    rates, own_rate = inputs.state.solve_rates, inputs.solve_rate
     num_higher = sum(rate > own_rate for rate in rates)
-    if num_higher < settings.top_frac * len(rates):
-        return self_normalised(inputs, settings.alpha)
+    if num_higher < top_frac * len(rates):
+        return self_normalised(inputs, alpha)
     return accuracy_times([1.0] * len(inputs.num_tokens), inputs)
 
 
 def _remember_solve_rates(
-    state: LengthState, groups: Sequence[LengthInputs], config: RewardSection, step: int
+    state: LengthState, groups: Sequence[LengthInputs], step: int, *, window_groups: int, **_: Any
 ) -> LengthState:
     """The window moves on; within a step groups stand in the order of their task ids, whatever order they came in."""
     rates = [rate for _, rate in sorted((group.task_id, group.solve_rate) for group in groups)]
-    return replace(state, solve_rates=(*state.solve_rates, *rates)[-config.grpo_lambda.window_groups :])
+    return replace(state, solve_rates=(*state.solve_rates, *rates)[-window_groups:])
 
 
 def tier_of(inputs: LengthInputs) -> int:
@@ -106,7 +113,9 @@ def tier_of(inputs: LengthInputs) -> int:
     return (3 * num_correct > size) + (3 * num_correct > 2 * size)
 
 
-def laser_d(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def laser_d(
+    inputs: LengthInputs, *, limit_tokens: int, bonus: float, pay_long_wrong: bool, **_: Any
+) -> tuple[Score, ...]:
     """R = c + bonus · c · 1[L <= L_A], L_A the limit of the group's tier of difficulty, adapted as training goes on.
 
     With `pay_long_wrong` (LASER-DE) also + bonus · (1 - c) · 1[L > L_A]: a wrong answer then gains by being long,
@@ -123,20 +132,29 @@ def laser_d(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
     Example: limit 100, bonus 0.5, tier_fracs (1, 0.75, 0.5), a group of two, both right (tier 2, L_A 50), lengths 50
     and 60 → 1.5 and 1.
     """
-    settings = config.laser_d
-    longest = limit_or_budget(settings.limit_tokens, inputs, "reward.laser_d.limit_tokens")
+    longest = limit_or_budget(limit_tokens, inputs, "reward.laser_d.limit_tokens")
     limit = share_of(longest, inputs.state.tier_fracs[tier_of(inputs)])
     terms = []
     for length, correct, truncated in zip(inputs.num_tokens, inputs.correct, inputs.truncated, strict=True):
         is_short = length <= limit and not truncated
-        earns_bonus = is_short if correct else settings.pay_long_wrong and not is_short
-        terms.append(settings.bonus * earns_bonus)
+        earns_bonus = is_short if correct else pay_long_wrong and not is_short
+        terms.append(bonus * earns_bonus)
     return accuracy_plus(terms, inputs)
 
 
-def _measure_tiers(state: LengthState, groups: Sequence[LengthInputs], config: RewardSection, step: int) -> LengthState:
+def _measure_tiers(
+    state: LengthState,
+    groups: Sequence[LengthInputs],
+    step: int,
+    *,
+    limit_tokens: int,
+    num_candidates: int,
+    min_expected_correct: float,
+    refresh_every_steps: int,
+    **_: Any,
+) -> LengthState:
     """Counts go on, or start again where the number of candidates has changed; limits are chosen when it is time."""
-    settings, size = config.laser_d, config.laser_d.num_candidates + 1
+    size = num_candidates + 1
     num_groups = [0] * NUM_TIERS
     num_correct = [0] * NUM_TIERS
     lengths = [[0] * size for _ in range(NUM_TIERS)]
@@ -146,21 +164,21 @@ def _measure_tiers(state: LengthState, groups: Sequence[LengthInputs], config: R
             lengths[index] = list(counts.lengths)
     for group in groups:
         index = tier_of(group)
-        longest = limit_or_budget(settings.limit_tokens, group, "reward.laser_d.limit_tokens")
+        longest = limit_or_budget(limit_tokens, group, "reward.laser_d.limit_tokens")
         num_groups[index] += 1
         num_correct[index] += sum(group.correct)
         for length, truncated in zip(group.num_tokens, group.truncated, strict=True):
             # The smallest candidate that is long enough, j/n of the limit: j = ceil(n L / limit), exact in integers.
-            candidate = max(1, -(-settings.num_candidates * length // longest))
+            candidate = max(1, -(-num_candidates * length // longest))
             lengths[index][size - 1 if truncated else min(candidate, size) - 1] += 1
     tiers = tuple(
         TierCounts(num_groups=num_groups[index], num_correct=num_correct[index], lengths=tuple(lengths[index]))
         for index in range(NUM_TIERS)
     )
-    if step % settings.refresh_every_steps:
+    if step % refresh_every_steps:
         return replace(state, tier_counts=tiers)
     fracs = [
-        adapted_frac(tier, settings.min_expected_correct) if tier.num_groups else frac
+        adapted_frac(tier, min_expected_correct) if tier.num_groups else frac
         for tier, frac in zip(tiers, state.tier_fracs, strict=True)
     ]
     return replace(state, tier_fracs=tuple(fracs), tier_counts=(TierCounts(),) * NUM_TIERS)
@@ -181,7 +199,7 @@ def adapted_frac(counts: TierCounts, min_expected_correct: float) -> float:
     return 1.0
 
 
-_MEMORIES: dict[str, Callable[[LengthState, Sequence[LengthInputs], RewardSection, int], LengthState]] = {
+_MEMORIES: dict[str, Callable[..., LengthState]] = {
     "hapo": _remember_correct_lengths,
     "grpo_lambda": _remember_solve_rates,
     "laser_d": _measure_tiers,
@@ -202,4 +220,5 @@ def next_state(state: LengthState, groups: Sequence[LengthInputs], config: Rewar
     if step < 1:
         raise ValueError(f"step: expected at least 1, the number of the step that was just done, got {step}")
     finished = [group for group in groups if group.num_tokens]
-    return _MEMORIES[config.length](state, finished, config, step) if config.length in _MEMORIES else state
+    remember = _MEMORIES.get(config.length)
+    return remember(state, finished, step, **length_settings(config)) if remember else state

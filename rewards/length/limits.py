@@ -5,12 +5,12 @@ that was cut counts as too long wherever the source says so, even when it gave t
 """
 
 import math
+from collections.abc import Sequence
 
-from configs.schema.run import RewardSection
 from rewards.length.types import LengthInputs, Score, accuracy_plus, accuracy_times, limit_or_budget, share_of
 
 
-def no_length_reward(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def no_length_reward(inputs: LengthInputs) -> tuple[Score, ...]:
     """R = c, whatever the length."""
     return accuracy_times([1.0] * len(inputs.num_tokens), inputs)
 
@@ -44,16 +44,16 @@ def soft_barrier(num_tokens: int, budget_tokens: int, half_width_frac: float, fl
     return 1 - (1 - floor) * (num_tokens - low) / (high - low)
 
 
-def soft_barrier_reward(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def soft_barrier_reward(inputs: LengthInputs, *, half_width_frac: float, floor: float) -> tuple[Score, ...]:
     """R = R_acc · R_budget (arXiv 2603.16867); without a budget the factor is 1."""
-    budget, barrier = inputs.budget_tokens, config.soft_barrier
+    budget = inputs.budget_tokens
     if budget is None:
-        return no_length_reward(inputs, config)
-    factors = [soft_barrier(length, budget, barrier.half_width_frac, barrier.floor) for length in inputs.num_tokens]
+        return no_length_reward(inputs)
+    factors = [soft_barrier(length, budget, half_width_frac, floor) for length in inputs.num_tokens]
     return accuracy_times(factors, inputs)
 
 
-def lcpo_exact(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def lcpo_exact(inputs: LengthInputs, *, alpha: float, target_tokens: int, delta: float = 0.0) -> tuple[Score, ...]:
     """R = c - alpha |B - L|: as near to the target as can be, from both sides.
 
     Source: L1 (LCPO-Exact), arXiv 2503.04697, alpha = 3e-4 for targets of 100 to 4,000 tokens.
@@ -62,11 +62,11 @@ def lcpo_exact(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]
     Example: B = 100, alpha = 0.001: L = 100 right → 1, L = 40 right → 0.94, L = 160 right → 0.94,
     L = 160 wrong → -0.06.
     """
-    target = limit_or_budget(config.lcpo.target_tokens, inputs, "reward.lcpo.target_tokens")
-    return accuracy_plus([-config.lcpo.alpha * abs(target - length) for length in inputs.num_tokens], inputs)
+    target = limit_or_budget(target_tokens, inputs, "reward.lcpo.target_tokens")
+    return accuracy_plus([-alpha * abs(target - length) for length in inputs.num_tokens], inputs)
 
 
-def lcpo_max(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def lcpo_max(inputs: LengthInputs, *, alpha: float, target_tokens: int, delta: float) -> tuple[Score, ...]:
     """R = c · clip(alpha (B - L) + delta, 0, 1): a line through `delta` at the target, flat where it leaves 0 to 1.
 
     Source: L1 (LCPO-Max), arXiv 2503.04697, delta = 0.5. The soft barrier with floor 0 is the same line with
@@ -74,13 +74,12 @@ def lcpo_max(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
 
     Example: B = 100, alpha = 0.01, delta = 0.5: L = 50 → 1, L = 80 → 0.7, L = 100 → 0.5, L = 150 → 0, L = 200 → 0.
     """
-    lcpo = config.lcpo
-    target = limit_or_budget(lcpo.target_tokens, inputs, "reward.lcpo.target_tokens")
-    factors = [min(1.0, max(0.0, lcpo.alpha * (target - length) + lcpo.delta)) for length in inputs.num_tokens]
+    target = limit_or_budget(target_tokens, inputs, "reward.lcpo.target_tokens")
+    factors = [min(1.0, max(0.0, alpha * (target - length) + delta)) for length in inputs.num_tokens]
     return accuracy_times(factors, inputs)
 
 
-def dapo_overlong(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def dapo_overlong(inputs: LengthInputs, *, limit_tokens: int, ramp_frac: float, weight: float) -> tuple[Score, ...]:
     """R = c + weight · P(L), a penalty that grows over the last `ramp_frac` of the limit.
 
     With Lmax = limit, Lc = ramp_frac · Lmax:
@@ -96,16 +95,15 @@ def dapo_overlong(inputs: LengthInputs, config: RewardSection) -> tuple[Score, .
     Example: Lmax = 100, ramp_frac = 0.2: L = 80 right → 1, L = 90 right → 0.5, L = 100 right → 0,
     L = 90 wrong → -0.5, L = 101 wrong → -1.
     """
-    dapo = config.dapo_overlong
-    limit = limit_or_budget(dapo.limit_tokens, inputs, "reward.dapo_overlong.limit_tokens")
-    ramp = dapo.ramp_frac * limit
+    limit = limit_or_budget(limit_tokens, inputs, "reward.dapo_overlong.limit_tokens")
+    ramp = ramp_frac * limit
 
     def penalty(length: int) -> float:
         if length > limit:
             return -1.0
         return max(-1.0, min(0.0, (limit - ramp - length) / ramp)) if ramp else 0.0
 
-    return accuracy_plus([dapo.weight * penalty(length) for length in inputs.num_tokens], inputs)
+    return accuracy_plus([weight * penalty(length) for length in inputs.num_tokens], inputs)
 
 
 def within(limit_tokens: int, inputs: LengthInputs) -> list[float]:
@@ -119,7 +117,9 @@ def within(limit_tokens: int, inputs: LengthInputs) -> list[float]:
     ]
 
 
-def thinkprune(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def thinkprune(
+    inputs: LengthInputs, *, limit_tokens: int, limit_fracs: Sequence[float], steps_per_round: int
+) -> tuple[Score, ...]:
     """R = c · 1[L <= limit_k], in rounds k with an ever tighter limit; a truncated completion gets 0.
 
     Source: ThinkPrune, arXiv 2504.01296. The limits and the length of a round are ours: with
@@ -129,13 +129,12 @@ def thinkprune(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]
     Example: limit 100, shares 1, 0.75, 0.5, rounds of 10 steps, a right answer of 80: step 9 → 1, step 10 → 0
     (limit 75); one of 50: step 25 → 1, one of 51: step 25 → 0, and so on for ever.
     """
-    prune = config.thinkprune
-    longest = limit_or_budget(prune.limit_tokens, inputs, "reward.thinkprune.limit_tokens")
-    frac = prune.limit_fracs[min(inputs.step // prune.steps_per_round, len(prune.limit_fracs) - 1)]
+    longest = limit_or_budget(limit_tokens, inputs, "reward.thinkprune.limit_tokens")
+    frac = limit_fracs[min(inputs.step // steps_per_round, len(limit_fracs) - 1)]
     return accuracy_times(within(share_of(longest, frac), inputs), inputs)
 
 
-def dler(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def dler(inputs: LengthInputs, *, limit_tokens: int) -> tuple[Score, ...]:
     """R = c · 1[L <= B]: nothing for what would have been cut; a truncated completion gets 0.
 
     Source: DLER, arXiv 2510.15110 (limit 4,000; with batch-wise normalised advantages, a higher upper clip and no
@@ -143,11 +142,11 @@ def dler(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
 
     Example: B = 100: L = 100 right → 1, L = 101 right → 0, L = 10 wrong → 0.
     """
-    limit = limit_or_budget(config.dler.limit_tokens, inputs, "reward.dler.limit_tokens")
+    limit = limit_or_budget(limit_tokens, inputs, "reward.dler.limit_tokens")
     return accuracy_times(within(limit, inputs), inputs)
 
 
-def da_dler(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def da_dler(inputs: LengthInputs, *, limit_tokens: int, easy_frac: float, easy_solve_rate: float) -> tuple[Score, ...]:
     """R = c · 1[L <= limit], the limit `easy_frac` of the longest for groups solved at `easy_solve_rate` or above.
 
     Source: difficulty-aware DLER, arXiv 2510.15110, whose example splits 2,000 and 4,000 tokens at a solve rate of
@@ -157,14 +156,13 @@ def da_dler(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
     Example: limit 100, easy_frac 0.5, right answers of 40 and 80: in a group of four with a third right answer
     → 1 and 0 (limit 50); in a group of five where they are the only ones → 1 and 1 (limit 100).
     """
-    aware = config.da_dler
-    limit = limit_or_budget(aware.limit_tokens, inputs, "reward.da_dler.limit_tokens")
-    if inputs.solve_rate >= aware.easy_solve_rate:
-        limit = share_of(limit, aware.easy_frac)
+    limit = limit_or_budget(limit_tokens, inputs, "reward.da_dler.limit_tokens")
+    if inputs.solve_rate >= easy_solve_rate:
+        limit = share_of(limit, easy_frac)
     return accuracy_times(within(limit, inputs), inputs)
 
 
-def laser(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def laser(inputs: LengthInputs, *, limit_tokens: int, bonus: float) -> tuple[Score, ...]:
     """R = c + bonus · c · 1[L <= B]: being right pays at any length, being short on top of it.
 
     Source: LASER, arXiv 2505.15612 (bonus 0.5). A wrong answer gets 0. Our choice: a truncated completion is not
@@ -172,15 +170,21 @@ def laser(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
 
     Example: B = 100, bonus 0.5: L = 100 right → 1.5, L = 101 right → 1, L = 10 wrong → 0.
     """
-    limit = limit_or_budget(config.laser.limit_tokens, inputs, "reward.laser.limit_tokens")
-    terms = [
-        config.laser.bonus * correct * short
-        for correct, short in zip(inputs.correct, within(limit, inputs), strict=True)
-    ]
+    limit = limit_or_budget(limit_tokens, inputs, "reward.laser.limit_tokens")
+    terms = [bonus * correct * short for correct, short in zip(inputs.correct, within(limit, inputs), strict=True)]
     return accuracy_plus(terms, inputs)
 
 
-def cosine(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def cosine(
+    inputs: LengthInputs,
+    *,
+    limit_tokens: int,
+    correct_short: float,
+    correct_long: float,
+    wrong_short_penalty: float,
+    wrong_long_penalty: float,
+    overflow_penalty: float,
+) -> tuple[Score, ...]:
     """R = long + (short - long) (1 + cos(pi L / B)) / 2, from `short` at length 0 to `long` at the limit.
 
     Right answers go from `correct_short` (2) to `correct_long` (1), wrong ones from -`wrong_short_penalty` (-10) up
@@ -193,15 +197,14 @@ def cosine(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
     Example: B = 100: L = 0 right → 2, L = 50 right → 1.5, L = 100 right → 1, L = 0 wrong → -10, L = 50 wrong → -5,
     L = 100 wrong → 0, L = 101 → -10.
     """
-    curve = config.cosine
-    limit = limit_or_budget(curve.limit_tokens, inputs, "reward.cosine.limit_tokens")
+    limit = limit_or_budget(limit_tokens, inputs, "reward.cosine.limit_tokens")
 
     def reward(length: int, is_correct: bool, is_short: float) -> float:
         if not is_short:
-            return -curve.overflow_penalty
-        short, long = -curve.wrong_short_penalty, -curve.wrong_long_penalty
+            return -overflow_penalty
+        short, long = -wrong_short_penalty, -wrong_long_penalty
         if is_correct:
-            short, long = curve.correct_short, curve.correct_long
+            short, long = correct_short, correct_long
         return long + 0.5 * (short - long) * (1 + math.cos(math.pi * length / limit))
 
     rows = zip(inputs.num_tokens, inputs.correct, within(limit, inputs), strict=True)

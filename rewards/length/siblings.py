@@ -6,7 +6,6 @@ the order of the group does not matter to the last bit.
 
 import math
 
-from configs.schema.run import RewardSection
 from rewards.length.types import LengthInputs, Score, accuracy_plus, accuracy_times
 
 STD_EPSILON = 1e-7
@@ -34,7 +33,7 @@ def self_normalised(inputs: LengthInputs, alpha: float) -> tuple[Score, ...]:
     return accuracy_times(factors, inputs)
 
 
-def arora_zanette(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def arora_zanette(inputs: LengthInputs, *, alpha: float) -> tuple[Score, ...]:
     """R = c · (1 - alpha · sigmoid((L - mean) / std)), mean and std over this prompt's right answers.
 
     Source: Arora and Zanette, "Training Language Models to Reason Efficiently", arXiv 2502.04463, with their code's
@@ -45,10 +44,10 @@ def arora_zanette(inputs: LengthInputs, config: RewardSection) -> tuple[Score, .
     Example: alpha = 0.4, right answers of 80 and 120 tokens (mean 100, std 20): 1 - 0.4 · sigmoid(-1) = 0.8924 and
     1 - 0.4 · sigmoid(1) = 0.7076.
     """
-    return self_normalised(inputs, config.arora_zanette.alpha)
+    return self_normalised(inputs, alpha)
 
 
-def kimi(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def kimi(inputs: LengthInputs, *, weight: float, warmup_steps: int) -> tuple[Score, ...]:
     """R = c + weight · (lam if right else min(0, lam)), lam = 0.5 - (L - minL) / (maxL - minL) over the whole group.
 
     Source: Kimi k1.5, arXiv 2501.12599: a wrong answer never gains by being short, and loses by being long. Equal
@@ -59,17 +58,16 @@ def kimi(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
     → 1.5, 0, 0.5, -0.5.
     """
     shortest, longest = min(inputs.num_tokens), max(inputs.num_tokens)
-    if shortest == longest or inputs.step < config.kimi.warmup_steps:
+    if shortest == longest or inputs.step < warmup_steps:
         return accuracy_plus([0.0] * len(inputs.num_tokens), inputs)
     places = [0.5 - (length - shortest) / (longest - shortest) for length in inputs.num_tokens]
     terms = [
-        config.kimi.weight * (place if correct else min(0.0, place))
-        for place, correct in zip(places, inputs.correct, strict=True)
+        weight * (place if correct else min(0.0, place)) for place, correct in zip(places, inputs.correct, strict=True)
     ]
     return accuracy_plus(terms, inputs)
 
 
-def shorter_better(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def shorter_better(inputs: LengthInputs, *, accuracy_weight: float, beta: float) -> tuple[Score, ...]:
     """R = alpha · c - beta |L - SOL|, SOL the shortest right answer, or the group's mean length if none is right.
 
     Source: ShorterBetter, arXiv 2504.21370 (alpha 1 and 2 there, beta 1e-3): nothing is gained by being shorter
@@ -79,12 +77,12 @@ def shorter_better(inputs: LengthInputs, config: RewardSection) -> tuple[Score, 
     Example: alpha = 2, beta = 0.001, lengths 80 right, 100 right, 50 wrong (SOL 80) → 2, 1.98, -0.03; all wrong with
     lengths 50 and 150 (SOL 100) → -0.05, -0.05.
     """
-    better, lengths = config.shorter_better, inputs.num_tokens
+    lengths = inputs.num_tokens
     optimal = min(inputs.correct_lengths, default=sum(lengths) / len(lengths))
-    return accuracy_plus([-better.beta * abs(length - optimal) for length in lengths], inputs, better.accuracy_weight)
+    return accuracy_plus([-beta * abs(length - optimal) for length in lengths], inputs, accuracy_weight)
 
 
-def group_relative(inputs: LengthInputs, config: RewardSection) -> tuple[Score, ...]:
+def group_relative(inputs: LengthInputs, *, alpha: float, scale_by_pass_rate: bool) -> tuple[Score, ...]:
     """R = c / (1 + alpha · L / mean), mean over the whole group.
 
     Source: GR3, arXiv 2603.10535 (alpha 0.33). With `scale_by_pass_rate`, alpha is multiplied by the share of right
@@ -95,7 +93,7 @@ def group_relative(inputs: LengthInputs, config: RewardSection) -> tuple[Score, 
     Example: alpha = 0.5, lengths 50 right, 100 wrong, 150 right (mean 100) → 1/1.25 = 0.8, 0, 1/1.75 = 0.5714; scaled
     by the pass rate 2/3 (alpha 1/3) → 0.8571, 0, 0.6667.
     """
-    relative, lengths = config.group_relative, inputs.num_tokens
-    alpha = relative.alpha * (inputs.solve_rate if relative.scale_by_pass_rate else 1.0)
+    lengths = inputs.num_tokens
+    alpha *= inputs.solve_rate if scale_by_pass_rate else 1.0
     mean = sum(lengths) / len(lengths)
     return accuracy_times([1 / (1 + alpha * (length / mean if mean else 1.0)) for length in lengths], inputs)

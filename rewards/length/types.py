@@ -1,8 +1,10 @@
 """What goes into a length reward and what comes out of it, and the two ways to combine accuracy and length."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from configs.built_ins import LENGTH_REWARDS
 from configs.schema.run import RewardSection
 from rewards.length.state import LengthState
 
@@ -66,8 +68,19 @@ class Score:
     """`accuracy` (1 or 0) and `length`, the factor or the term, before they are combined."""
 
 
-LengthReward = Callable[[LengthInputs, RewardSection], tuple[Score, ...]]
-"""Scores `[G]` of a group with at least one completion, in its order."""
+LengthReward = Callable[..., Sequence[Score]]
+"""`(inputs, **settings)`: scores `[G]` of a group with at least one completion, in its order. Runs in reward actors."""
+
+_SECTIONS = {"lcpo_exact": "lcpo", "lcpo_max": "lcpo"}
+"""Length rewards whose section has another name than they."""
+
+
+def length_settings(config: RewardSection) -> dict[str, Any]:
+    """Keyword arguments of the length reward in use: the settings of its section, or `length_args` for one's own function."""
+    if config.length not in LENGTH_REWARDS:
+        return config.length_args
+    section = getattr(config, _SECTIONS.get(config.length, config.length), None)
+    return {one.name: getattr(section, one.name) for one in fields(section)} if section else {}
 
 
 def accuracy_times(factors: Sequence[float], inputs: LengthInputs) -> tuple[Score, ...]:

@@ -6,17 +6,19 @@ import torch
 
 from actors.losses import (
     LOSS_MEANS,
-    POLICY_LOSSES,
     LossInputs,
     LossSettings,
+    Surrogate,
     masked_sequences,
     policy_gradient_loss,
     sft_loss,
     step_metrics,
 )
+from configs.built_ins import LOSSES
 
 SETTINGS = LossSettings(
     name="grpo",
+    args={},
     loss_mean="token",
     clip_low=0.2,
     clip_high=0.2,
@@ -27,7 +29,7 @@ SETTINGS = LossSettings(
     entropy_bonus=0.0,
     max_completion_tokens=10,
 )
-NAMES_AND_MEANS = [(name, mean) for name in POLICY_LOSSES for mean in LOSS_MEANS]
+NAMES_AND_MEANS = [(name, mean) for name in LOSSES for mean in LOSS_MEANS]
 
 
 def make_inputs(ratios, advantages, *, rows=None, reference=None, entropies=None, policy=0.0, **counts):
@@ -110,7 +112,7 @@ def test_the_two_clips_are_independent():
     assert gradient == pytest.approx([0.0, -0.75])
 
 
-@pytest.mark.parametrize("name", POLICY_LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_huge_ratio_gives_finite_loss_and_gradient(name):
     inputs = make_inputs([1.0], [-1.0], policy=-1.0)
     inputs = replace(inputs, behaviour_logprobs=torch.tensor([-1000.0], dtype=torch.float64))
@@ -268,8 +270,6 @@ def test_settings_that_cannot_work_are_refused():
     inputs = make_inputs([1.0], [1.0])
     with pytest.raises(ValueError, match="needs entropies with gradient"):
         loss_of(replace(inputs, entropies=inputs.entropies.detach()), entropy_bonus=0.1)
-    with pytest.raises(ValueError, match="name must be one of grpo, gspo, cispo, got 'ppo'"):
-        replace(SETTINGS, name="ppo")
     with pytest.raises(ValueError, match="loss_mean must be one of token, sequence, constant"):
         replace(SETTINGS, loss_mean="mean")
 
@@ -283,3 +283,31 @@ def test_step_metrics_divide_by_tokens_and_by_sequences():
     assert metrics["train/masked_frac"] == 0.125
     assert metrics["train/padding_frac"] == 0.25
     assert metrics["rollout/logprob_gap_max"] == 0.5
+
+
+def reinforce(inputs, settings, *, weight):
+    ratio = inputs.log_ratio.detach().exp()
+    return Surrogate(-weight * inputs.advantages * inputs.policy_logprobs, ratio, ratio > 1 + settings.clip_high)
+
+
+def one_for_all(inputs, settings):
+    return Surrogate(inputs.policy_logprobs.sum(), inputs.log_ratio.sum(), inputs.rows.sum())
+
+
+def test_a_loss_of_ones_own_gets_its_arguments_and_the_mean_comes_on_top():
+    inputs = make_inputs([1.0, 1.5], [1.0, -1.0], policy=-1.0)
+    loss, gradient, metrics = loss_of(inputs, name=f"{__name__}:reinforce", args={"weight": 3.0})
+    # terms 3 and -3, gradients -3 and 3, over two tokens
+    assert loss == pytest.approx(0.0)
+    assert list(gradient) == pytest.approx([-1.5, 1.5])
+    assert metrics["clipped"] == 1
+
+
+def test_a_loss_of_ones_own_that_is_not_one_value_a_token_is_refused():
+    with pytest.raises(ValueError, match=r"rl.loss: expected a Surrogate of tensors \[2\], .*one_for_all returned"):
+        loss_of(make_inputs([1.0, 1.5], [1.0, -1.0]), name=f"{__name__}:one_for_all")
+
+
+def test_a_loss_without_a_name_that_is_known_is_refused():
+    with pytest.raises(ValueError, match=r"rl\.loss: expected one of grpo, .* package.module:function, found 'grp'"):
+        replace(SETTINGS, name="grp")

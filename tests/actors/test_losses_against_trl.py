@@ -20,6 +20,7 @@ MASK = torch.tensor([[t < length for t in range(NUM_COLUMNS)] for length in LENG
 
 SETTINGS = LossSettings(
     name="grpo",
+    args={},
     loss_mean="token",
     clip_low=0.2,
     clip_high=0.3,

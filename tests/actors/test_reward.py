@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from actors.reward import RewardActor
-from actors.scoring_process import MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Scorer
+from actors.scoring_process import LABEL, MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Judge, Scorer
 from actors.types import Completion, Prompt, Task
+from configs.errors import UserError
 from configs.schema.run import RewardSection
-from rewards.base import Outcome
+from rewards.base import Outcome, Reference
 from tests.fakes import make_request
 
-HOSTILE = "hostile_verifiers:verify_unless_told_otherwise"
+HOSTILE = Judge(name="hostile_verifiers:verify_unless_told_otherwise")
 HANGS_MATH_VERIFY = "<think>big</think>\\boxed{9^{9^{9^9}}}"
 DEADLINE_S = 1.0
 
@@ -44,7 +46,7 @@ def make_completion(text: str, num_tokens: int = 10, finish_reason: str = "stop"
 @pytest.fixture
 def hostile_scorer(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    scorer = Scorer(DEADLINE_S, HOSTILE)
+    scorer = Scorer(DEADLINE_S, [HOSTILE])
     yield scorer
     scorer.close()
 
@@ -57,7 +59,7 @@ def actor():
 
 
 def outcomes(scorer: Scorer, texts: list[str]) -> list[Outcome]:
-    return [verdict.outcome for verdict in scorer.verify(texts, "83")]
+    return [verdict.outcome for verdict in scorer.verify(texts, Reference(answer="83"), HOSTILE)]
 
 
 def is_running(pid: int) -> bool:
@@ -159,8 +161,8 @@ def test_hostile_completions_cost_only_themselves_among_a_thousand_healthy_ones(
         200: ("SLEEP", Outcome.TIMEOUT),
         201: ("EXIT", Outcome.CRASHED),
         202: ("KILL", Outcome.CRASHED),
-        500: ("MEMORY", Outcome.CRASHED),
-        501: ("RAISE", Outcome.CRASHED),
+        500: ("MEMORY", Outcome.ERROR),
+        501: ("RAISE", Outcome.ERROR),
         1006: (HANGS_MATH_VERIFY, Outcome.TIMEOUT),
     }
     texts = [hostile[i][0] if i in hostile else str(83 + i % 2) for i in range(1008)]
@@ -186,7 +188,44 @@ def test_what_a_process_sends_is_a_verdict_or_counts_as_a_crash(hostile_scorer):
 
 def test_a_very_long_reference_answer_that_is_refused_is_no_crash(hostile_scorer):
     with pytest.raises(ValueError, match="expected one of A, B, found"):
-        hostile_scorer.verify(["A"], "C" * 100_000, ("A", "B"))
+        hostile_scorer.verify(["A"], Reference(answer="C" * 100_000, labels=("A", "B")), HOSTILE)
+
+
+def test_a_verifier_of_ones_own_reaches_nothing_outside_and_says_what_it_raised(hostile_scorer, caplog):
+    texts = ["FORK", "READ", "PRINT", "NONSENSE", "83"]
+    expected = [Outcome.ERROR, Outcome.ERROR, Outcome.CORRECT, Outcome.ERROR, Outcome.CORRECT]
+    assert outcomes(hostile_scorer, texts * 2) == expected * 2
+    logged = [record.getMessage() for record in caplog.records if "verifier raised" in record.getMessage()]
+    assert len(logged) == 3, "each once"
+    assert re.search(r"PermissionError.*hostile_verifiers\.py, line", logged[0])
+    assert "expected an AnswerVerdict, True or False from the verifier, found 'yes'" in logged[2]
+
+
+def test_a_verifier_of_ones_own_is_told_the_question_and_the_fields_of_the_row(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    actor = RewardActor(RewardSection(deadline_s=DEADLINE_S), [HOSTILE, LABEL])
+    task = replace(TASK, verifier=HOSTILE.name, fields={"hint": [95]})
+    try:
+        rollouts = actor.score_group(replace(REQUEST, task=task), [make_completion(text) for text in ("QUESTION", "8")])
+        choice = replace(TASK, reference_answer="B", labels=("A", "B"))
+        labelled = actor.score_group(replace(REQUEST, task=choice), [make_completion("The answer is B.")])
+    finally:
+        actor.close()
+    assert [rollout.reward.outcome for rollout in rollouts] == [Outcome.CORRECT, Outcome.WRONG]
+    assert labelled[0].reward.outcome == Outcome.CORRECT
+
+
+def same_beginning(answer: str, other: str, *, length: int) -> bool:
+    return answer[:length] == other[:length]
+
+
+def test_votes_are_counted_by_a_function_of_ones_own():
+    same = Judge(key="scaling.same_answer", name=f"{__name__}:same_beginning", args={"length": 1})
+    actor = RewardActor(RewardSection(deadline_s=DEADLINE_S), [same])
+    try:
+        assert actor.group_answers([["blue", "black", "red", ""]]) == [(0, 0, 1, -1)]
+    finally:
+        actor.close()
 
 
 def test_a_group_that_only_crashes_is_all_crashed(hostile_scorer):
@@ -208,7 +247,7 @@ def test_an_interrupted_call_leaves_no_verdicts_for_the_next_one(hostile_scorer)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            hostile_scorer.verify(["SLEEP", "83", "83"], "83")
+            hostile_scorer.verify(["SLEEP", "83", "83"], Reference(answer="83"), HOSTILE)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -222,10 +261,23 @@ def test_the_process_after_a_kill_is_the_spare_that_was_there_before(hostile_sco
         assert hostile_scorer._at_work.pid == spare
 
 
-@pytest.mark.parametrize("verifier", ["no_such_module:verify", "rewards.math_answer:no_such_function", "no_colon"])
-def test_a_process_that_does_not_start_says_why(verifier):
-    with pytest.raises(RuntimeError, match=r"did not start(.|\n)*Error.*no_"):
-        RewardActor(RewardSection(), verifier=verifier)
+@pytest.mark.parametrize(
+    ("verifier", "words"),
+    [
+        ("no_such_module:verify", "a module that can be imported, .*No module named 'no_such_module'.*on node"),
+        ("rewards.math_answer:verify_maths", "a function, .*did you mean verify_math"),
+        ("no_colon", "one of math, label, .*or package.module:function, found 'no_colon'"),
+    ],
+)
+def test_a_verifier_that_is_not_there_is_refused_by_its_setting(verifier, words):
+    with pytest.raises(UserError, match=rf"reward.verifier: expected {words}"):
+        RewardActor(RewardSection(), judges=[Judge(name=verifier)])
+
+
+def test_a_process_that_does_not_start_says_why(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="did not start: it ended, exit status 1"):
+        RewardActor(RewardSection())
 
 
 def test_a_deadline_that_is_none_is_refused():
@@ -242,10 +294,10 @@ def test_closing_ends_both_processes():
 
 def test_no_process_outlives_an_owner_that_is_killed_while_a_completion_hangs():
     script = (
-        "from actors.scoring_process import MAX_ANSWER_CHARS, Scorer\n"
-        f"scorer = Scorer({DEADLINE_S}, {HOSTILE!r})\n"
+        "from actors.scoring_process import Judge, Scorer\n"
+        f"scorer = Scorer({DEADLINE_S}, [Judge(name={HOSTILE.name!r})])\n"
         "scorer._spare.wait_ready()\n"
-        "scorer._at_work.send({'texts': ['HANG IN C'], 'reference_answer': '83', 'labels': []}, 1.0)\n"
+        "scorer._at_work.send({'texts': ['HANG IN C'], 'other': {'answer': '83', 'labels': []}, 'judge': 0}, 1.0)\n"
         "print(scorer._at_work.pid, scorer._spare.pid, flush=True)\n"
         "scorer._at_work.receive(3600.0)\n"
     )
@@ -295,12 +347,13 @@ def test_a_comparison_that_hangs_is_not_equal(actor):
     assert actor.group_answers([["2", "9^{9^{9^9}}", "2.0"]]) == [(0, 1, 0)]
 
 
-def test_labels_are_judged_in_the_scoring_process(hostile_scorer):
+def test_labels_are_judged_in_the_scoring_process(actor):
+    scorer = actor._scorer
     texts = ["The answer is" + " " * 16_000 + "z", "The answer is B.", "SLEEP"]
-    found = hostile_scorer.verify(texts, "B", ("A", "B"))
+    found = scorer.verify(texts, Reference(answer="B", labels=("A", "B")), LABEL)
     assert [verdict.outcome for verdict in found] == [Outcome.UNPARSABLE, Outcome.CORRECT, Outcome.UNPARSABLE]
     with pytest.raises(ValueError, match="expected one of A, B, found 'C'"):
-        hostile_scorer.verify(["A"], "C", ("A", "B"))
+        scorer.verify(["A"], Reference(answer="C", labels=("A", "B")), LABEL)
 
 
 def test_the_scoring_process_sees_no_keys_and_sends_no_long_answers(monkeypatch):
@@ -309,7 +362,9 @@ def test_the_scoring_process_sees_no_keys_and_sends_no_long_answers(monkeypatch)
     scorer = Scorer(DEADLINE_S)
     try:
         environment = Path(f"/proc/{scorer.ensure_ready()}/environ").read_bytes().split(b"\0")
-        assert scorer.verify(["\\boxed{" + "8" * 5_000 + "}"], "83")[0].answer == "8" * MAX_ANSWER_CHARS
+        assert (
+            scorer.verify(["\\boxed{" + "8" * 5_000 + "}"], Reference(answer="83"))[0].answer == "8" * MAX_ANSWER_CHARS
+        )
     finally:
         scorer.close()
     names = {entry.partition(b"=")[0] for entry in environment if entry}

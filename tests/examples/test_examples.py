@@ -68,3 +68,10 @@ def test_an_adapter_made_elsewhere(directory):
 def test_the_list_of_examples_is_whole():
     listed = set(re.findall(r"examples/([\w.]+)", (EXAMPLES / "README.md").read_text()))
     assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".yaml"}}
+
+
+def test_functions_of_ones_own_drive_a_run(directory):
+    output = run(directory, "-m", "orchestrator", "run", "--config", EXAMPLES / "own_functions.yaml")
+    assert "after RL" in output
+    config = (directory / "runs" / "own_functions" / "config.yaml").read_text()
+    assert re.search(r"- examples.my_functions:last_number sha256:[0-9a-f]{16}", config)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.schema.data import SftSource, TaskSource
 from orchestrator.data.sources import apply_preset, load_rows, read_answer, read_conversation, render
+from orchestrator.data.tasks import read_tasks
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="benchmark files are not here")
@@ -158,3 +160,46 @@ def test_the_presets_read_every_row_of_the_public_files(name, preset, num_rows, 
     assert len(tasks) == num_rows
     assert first_answer in (None, tasks[0].reference_answer)
     assert all(task.reference_answer and task.messages[-1]["content"] for task in tasks)
+
+
+def rows_of(*, num_rows, field="answer"):
+    return ({"question": f"{n}+1=?", field: n + 1, "extra": {"tests": [n]}} for n in range(num_rows))
+
+
+def no_rows():
+    return [["not", "a", "mapping"]]
+
+
+def no_iterable():
+    return 3
+
+
+def test_rows_come_from_a_function():
+    source = TaskSource(
+        source=f"{__name__}:rows_of", source_args={"num_rows": 5}, num_tasks=3, verifier_fields=("extra",)
+    )
+    tasks = read_tasks(source)
+    assert [(task.messages[0]["content"], task.reference_answer) for task in tasks] == [
+        ("0+1=?", "1"),
+        ("1+1=?", "2"),
+        ("2+1=?", "3"),
+    ]
+    assert tasks[2].fields == {"extra": {"tests": [2]}}
+    assert tasks[2].task_id == f"{__name__}:rows_of/3"
+
+
+def test_rows_need_no_answer_where_a_verifier_does_without():
+    source = TaskSource(source=f"{__name__}:rows_of", source_args={"num_rows": 1, "field": "x"}, answer_field="")
+    assert read_tasks(source)[0].reference_answer == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_rows", "row 1: expected a mapping of fields, found list"),
+        ("no_iterable", "expected rows from the function, found int"),
+    ],
+)
+def test_what_is_no_rows_is_refused_by_the_functions_name(name, words):
+    with pytest.raises(UserError, match=f"{name}.*{words}"):
+        read_tasks(TaskSource(source=f"{__name__}:{name}"))

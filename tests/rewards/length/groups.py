@@ -20,7 +20,7 @@ def group(lengths: Sequence[int], correct: Sequence[int], *, budget: int | None 
 
 def settings_of(name: str, **parameters: Any) -> RewardSection:
     """The defaults with this length reward and these parameters of its section."""
-    base = RewardSection(length=name)  # type: ignore[arg-type]
+    base = RewardSection(length=name)
     if not parameters:
         return base
     section = SECTIONS.get(name, name)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.functions import call_problem, load_function
 from configs.schema.run import RewardSection
-from rewards.length.registry import LENGTH_REWARDS, LengthInputs, LengthState, Score, score_group
+from rewards.length.registry import LENGTH_REWARDS, LengthInputs, LengthState, Score, next_state, score_group
 from rewards.length.state import TaskHistory
+from rewards.length.types import accuracy_times, length_settings
 from tests.rewards.length.groups import group, rewards, settings_of
 
 TASK = TaskHistory(shortest_tokens=90, num_correct=3, total_tokens=330)
@@ -62,10 +64,15 @@ def reordered(inputs: LengthInputs, order: list[int]) -> LengthInputs:
     )
 
 
-def test_there_is_a_formula_for_every_name_of_the_schema_and_no_other():
-    names = RewardSection.__dataclass_fields__["length"].type.__args__
-    assert tuple(LENGTH_REWARDS) == names
-    assert {*FACTORS, *NEAR_A_TARGET, "dapo_overlong", "kimi", "hapo", "laser", "laser_d", "cosine"} == set(names)
+def test_every_name_is_tested_here():
+    others = {"dapo_overlong", "kimi", "hapo", "laser", "laser_d", "cosine"}
+    assert {*FACTORS, *NEAR_A_TARGET, *others} == set(LENGTH_REWARDS)
+
+
+@pytest.mark.parametrize("name", LENGTH_REWARDS)
+def test_every_formula_takes_the_settings_of_its_section(name):
+    function = load_function("reward.length", name, LENGTH_REWARDS)
+    assert call_problem("reward.length", function, 1, length_settings(RewardSection(length=name))) == ""
 
 
 @pytest.mark.parametrize("name", LENGTH_REWARDS)
@@ -202,6 +209,26 @@ def test_inputs_that_do_not_belong_together_are_refused():
 
 
 def test_an_unknown_length_reward_is_refused_by_name():
-    config = RewardSection(length="brief")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"reward\.length: expected one of none, soft_barrier, .*, got 'brief'"):
+    config = RewardSection(length="brief")
+    with pytest.raises(ValueError, match=r"reward\.length: expected one of none, soft_barrier, .*, found 'brief'"):
         score_group(group([1], [1]), config)
+
+
+def halved(inputs, *, share):
+    return accuracy_times([share] * len(inputs.num_tokens), inputs)
+
+
+def too_few(inputs):
+    return []
+
+
+def test_a_function_of_ones_own_gets_its_settings():
+    config = RewardSection(length=f"{__name__}:halved", length_args={"share": 0.5})
+    assert [score.value for score in score_group(group([1, 2], [1, 0]), config)] == [0.5, 0.0]
+    assert next_state(LengthState(), [group([1], [1])], config, step=1) == LengthState()
+
+
+def test_scores_that_are_not_one_for_each_completion_are_refused():
+    config = RewardSection(length=f"{__name__}:too_few")
+    with pytest.raises(ValueError, match=r"reward.length: expected a finite Score for each of 2 .* returned \(\)"):
+        score_group(group([1, 2], [1, 0]), config)
