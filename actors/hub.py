@@ -1,12 +1,34 @@
-"""A model of the hub as files of this node. The only place that asks the hub for one."""
+"""Models and adapters of the hub as files of this node. The only place that asks the hub for them."""
 
 import platform
 from pathlib import Path
 
-from configs.models import looks_like_path
+from configs.errors import UserError
+from configs.models import is_local_adapter, looks_like_path
 from configs.schema.run import ModelSection
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def local_adapter(name: str) -> Path:
+    """The directory of a PEFT adapter; a hub name becomes its snapshot in this node's cache, fetched if it is not there.
+
+    Raises UserError for one that cannot be had.
+    """
+    if is_local_adapter(name):
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(ADAPTER_FILES)))
+    except Exception as error:  # of requests, of the hub, of the disk
+        raise UserError(
+            f"sft.adapter: expected a directory or a hub name with {' and '.join(ADAPTER_FILES)}, found {name!r}, which cannot "
+            f"be fetched ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
 
 
 def local_model(path: str, model: ModelSection) -> str:

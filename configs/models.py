@@ -3,6 +3,7 @@
 import hashlib
 import importlib.resources
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def is_local_data(value: str) -> bool:
 def is_local_model(path: str) -> bool:
     """A path by its looks, or a relative one whose parent is a directory here; a hub name is at most `org/name`."""
     return looks_like_path(path) or Path(path).is_dir() or ("/" in path and Path(path).parent.is_dir())
+
+
+def is_local_adapter(name: str) -> bool:
+    """Whether `sft.adapter` means a directory rather than a hub name, which is `org/name` and no path here."""
+    is_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    return not is_hub or Path(name).is_dir() or Path(name).parent.is_dir()
 
 
 def is_hub_name(path: str) -> bool:

@@ -13,6 +13,7 @@ import ray
 
 from actors import adapters
 from actors.heads import HEADS_FILE
+from actors.hub import local_adapter
 from actors.learner_group import LearnerLost
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import BASE_VERSION
@@ -31,7 +32,7 @@ from orchestrator.record.claim import claim_run_dir, make_run_dir
 from orchestrator.record.dashboard import Dashboard
 from orchestrator.record.events import Event, recorded
 from orchestrator.record.events import append as append_event
-from orchestrator.record.metrics import as_metrics, length_reduction, summarise
+from orchestrator.record.metrics import as_metrics, length_reduction, start_policy, summarise
 from orchestrator.record.mirror import Mirror
 from orchestrator.record.result_settings import (
     begin_evaluation,
@@ -53,7 +54,6 @@ from orchestrator.tools.plan import check_fetched_model, check_hub, check_model
 
 log = logging.getLogger(__name__)
 
-EVALUATED = ("base", "sft", "rl")
 ROW_CHECK_S = 10.0
 """How long the start of a cluster waits for a look at all SFT rows; the rest of it goes on meanwhile."""
 
@@ -190,7 +190,8 @@ def run_sft(stage: Stage) -> None:
 
 
 def run_rl(stage: Stage) -> None:
-    train(stage, require_adapter(stage.config, "sft"))
+    has_start = stage.config.start_policy == "sft"
+    train(stage, require_adapter(stage.config, "sft") if has_start else None)
 
 
 def run_heads(stage: Stage) -> None:
@@ -234,13 +235,13 @@ def run_protocols(stage: Stage) -> None:
 
 
 def load_policies(stage: Stage) -> dict[str, tuple[int, str]]:
-    """The policies of `EVALUATED` that there are, each with its version, which every engine holds, and its SHA-256.
+    """The policies that there are, each with its version, which every engine holds, and its SHA-256.
 
     A version counts steps of RL, here as in training: the adapter after SFT is 0.
     """
     policies = {}
     versions = {"base": BASE_VERSION, "sft": 0, "rl": stage.config.rl.num_steps}
-    for policy in EVALUATED:
+    for policy in stage.config.policies:
         version = versions[policy]
         packed = None if policy == "base" else find_adapter(stage.config, policy)
         if packed is not None:
@@ -265,10 +266,10 @@ RUN_STAGE = {
 
 def final_metrics(run_dir: Path) -> dict[str, float]:
     """What runs are compared by: `eval/accuracy`, `eval/mean_tokens` and `eval/length_reduction` of the last policy."""
-    records = {policy: found for policy in EVALUATED if (found := run_files.read_records(run_dir, policy))}
+    records = run_files.read_all_records(run_dir)
     if "rl" not in records:
         return {}
-    reduction = length_reduction(records["sft"], records["rl"])["ratio_of_means"]
+    reduction = length_reduction(records[start_policy(records)], records["rl"])["ratio_of_means"]
     return as_metrics("eval", summarise(records["rl"])) | {"eval/length_reduction": reduction}
 
 
@@ -283,17 +284,17 @@ def is_done(config: RunConfig, stage: str) -> bool:
         return all((config.run_dir / name).is_file() for name in wanted) and all(
             (config.run_dir / "evaluation" / f"{policy}.jsonl").is_file()
             and caps <= run_files.read_capped_records(config.run_dir, policy).keys()
-            for policy in EVALUATED
+            for policy in config.policies
         )
     if stage == "heads":
         return config.heads.num_tasks == 0 or (config.run_dir / "heads" / HEADS_FILE).is_file()
     if stage == "protocols":
-        return is_complete(config, EVALUATED)
+        return is_complete(config, config.policies)
     if stage == "export":
         if config.export.at_end and is_exported(config.run_dir):
             refuse_other_export(config)
         return is_exported(config.run_dir) or not config.export.at_end
-    if stage == "sft" and config.sft.adapter:
+    if stage == "sft" and (config.sft.adapter or config.start_policy == "base"):
         return True
     section = config.sft if stage == "sft" else config.rl
     return checkpoint.completed_adapter(config.run_dir / stage, section.num_steps) is not None
@@ -302,6 +303,8 @@ def is_done(config: RunConfig, stage: str) -> bool:
 def require_adapter(config: RunConfig, stage: str) -> bytes:
     """The final adapter of a stage; UserError that says how to make it when it is not there."""
     packed = find_adapter(config, stage)
+    if packed is None and stage == "sft" and config.start_policy == "base":
+        raise UserError("sft.num_steps: expected above 0 (or sft.adapter) for an adapter after SFT, found 0")
     if packed is None:
         num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
         command = "sft" if stage == "sft" else "train"
@@ -314,7 +317,9 @@ def require_adapter(config: RunConfig, stage: str) -> bytes:
 def find_adapter(config: RunConfig, stage: str) -> bytes | None:
     """The final adapter of a stage; None when the stage is not done."""
     if stage == "sft" and config.sft.adapter:
-        return adapters.read_directory(Path(config.sft.adapter).expanduser())
+        return adapters.read_directory(local_adapter(config.sft.adapter))
+    if stage == "sft" and config.start_policy == "base":
+        return None
     num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
     return checkpoint.completed_adapter(config.run_dir / stage, num_steps)
 

@@ -84,7 +84,7 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
         cluster_for(base) as num_parallel,
     ):
         trials = [with_parent(trial, tracker) for trial in trials]
-        if not touches_sft(axes) and not base.sft.adapter:
+        if not touches_sft(axes) and not base.sft.adapter and base.start_policy == "sft":
             trials = share_sft(base, trials, tracker)
         todo = [trial for trial in trials if not all(is_done(trial.config, stage) for stage in STAGES)]
         log.info(

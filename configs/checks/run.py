@@ -20,7 +20,15 @@ from configs.checks.reward import reward_problems
 from configs.checks.rules import expected
 from configs.checks.values import LIST_RULES, RULES
 from configs.functions import is_function_name
-from configs.models import DATA_FORMATS, context_tokens, data_format, directory_problem, is_local_data, is_local_model
+from configs.models import (
+    DATA_FORMATS,
+    context_tokens,
+    data_format,
+    directory_problem,
+    is_local_adapter,
+    is_local_data,
+    is_local_model,
+)
 from configs.named_functions import naming_problems
 from configs.protocols import protocol_problems
 from configs.schema.data import ARITHMETIC, SftSource, TaskSource
@@ -199,10 +207,12 @@ def _model_path_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _start_adapter_problems(config: RunConfig) -> Iterator[str]:
-    if config.sft.adapter:
+    if config.sft.adapter and is_local_adapter(config.sft.adapter):
         missing = [name for name in ADAPTER_FILES if not (Path(config.sft.adapter).expanduser() / name).is_file()]
         if missing:
-            yield expected("sft.adapter", f"a directory with {' and '.join(missing)}", config.sft.adapter)
+            yield expected(
+                "sft.adapter", f"a directory with {' and '.join(missing)}, or a hub name", config.sft.adapter
+            )
 
 
 def _length_problems(config: RunConfig) -> Iterator[str]:

@@ -22,7 +22,7 @@ RULES: dict[str, Rule] = {
     "data.evaluation.num_tasks": NOT_NEGATIVE,
     "data.sft.num_rows": NOT_NEGATIVE,
     "budget.per_difficulty_tokens": NOT_NEGATIVE,
-    "sft.num_steps": COUNT,
+    "sft.num_steps": NOT_NEGATIVE,
     "sft.rows_per_step": COUNT,
     "sft.learning_rate": POSITIVE,
     "sft.warmup_frac": SHARE,

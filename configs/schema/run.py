@@ -108,10 +108,10 @@ class SftSection:
     """Supervised fine-tuning of the adapter on reasoning traces."""
 
     adapter: str = ""
-    """A directory with an adapter to begin RL from (PEFT format), instead of training one."""
-
+    """An adapter to begin RL from instead of training one: a directory in PEFT's format, or a hub name."""
     num_steps: int = 100
-    """Optimiser steps."""
+    """Optimiser steps. 0, without `adapter`: no SFT, and RL begins with a fresh adapter, that is, from the model's own
+    reasoning."""
     rows_per_step: int = 64
     """Traces per optimiser step, over all ranks."""
     learning_rate: float = 2e-4
@@ -361,6 +361,16 @@ class RunConfig:
         """CPU cores that the placement asks for; reward actors take a tenth of a core each in Ray's books."""
         engines = (self.rollout.num_actors + self.evaluation.num_actors) * self.engine.num_cpus
         return engines + self.learner.num_ranks * self.learner.num_cpus_per_rank + 0.1 * self.reward.num_actors
+
+    @property
+    def start_policy(self) -> str:
+        """What RL starts from: `sft`, or `base` without SFT."""
+        return "sft" if self.sft.adapter or self.sft.num_steps else "base"
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """What is evaluated, in the order of training."""
+        return ("base", "sft", "rl") if self.start_policy == "sft" else ("base", "rl")
 
     def judged(self, source: TaskSource) -> TaskSource:
         """The source with the run's verifier where it names none of its own."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.tokenizer import load_tokenizer, stop_token_ids
+from configs.functions import is_function_name
 from configs.models import is_local_data
 from configs.schema.data import ARITHMETIC, SftSource, TaskSource
 from configs.schema.run import RunConfig
@@ -34,12 +35,12 @@ def rendering_problems(config: RunConfig, directory: Path) -> Iterator[str]:
         )
     if _is_at_hand(config.data.train.source):
         yield from _problem("data.train", config.data.train, lambda: _render_prompt(config, tokenizer))
-    if _is_at_hand(config.data.sft.source) and not config.sft.adapter:
+    if _is_at_hand(config.data.sft.source) and config.sft.num_steps and not config.sft.adapter:
         yield from _problem("data.sft", config.data.sft, lambda: _render_row(config, tokenizer, end_token_ids))
 
 
 def _is_at_hand(source: str) -> bool:
-    return source == ARITHMETIC or is_local_data(source)
+    return source == ARITHMETIC or is_function_name(source) or is_local_data(source)
 
 
 def _problem(key: str, source: TaskSource | SftSource, render: Callable[[], Any]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -146,6 +146,11 @@ def wilson_interval(share: float, num_trials: int, z: float = Z_95) -> tuple[flo
     centre = (share + squared / 2) / (1 + squared)
     half = z / (1 + squared) * math.sqrt(share * (1 - share) / num_trials + squared / (4 * num_trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def start_policy(records: Mapping[str, Any]) -> str:
+    """What RL started from, of the policies that were evaluated: `sft`, or `base` in a run without SFT."""
+    return "sft" if "sft" in records else "base"
 
 
 def length_reduction(before: Sequence[EvaluationRecord], after: Sequence[EvaluationRecord]) -> dict[str, float]:

@@ -99,6 +99,11 @@ def read_records(run_dir: Path, policy: str) -> list[EvaluationRecord]:
     return _read_records(run_dir / "evaluation" / f"{policy}.jsonl")
 
 
+def read_all_records(run_dir: Path) -> dict[str, list[EvaluationRecord]]:
+    """Policy → records, of those that were evaluated, in the order of training."""
+    return {policy: found for policy in ("base", "sft", "rl") if (found := read_records(run_dir, policy))}
+
+
 def read_capped_records(run_dir: Path, policy: str) -> dict[int, list[EvaluationRecord]]:
     """Cap → records, smallest cap first."""
     by_cap: dict[int, list[EvaluationRecord]] = {}

@@ -11,7 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from actors.types import EvaluationRecord
 from configs.errors import UserError
 from orchestrator.record import events, run_files
-from orchestrator.record.metrics import Summary, by_difficulty, length_reduction, paired_lengths, summarise
+from orchestrator.record.metrics import (
+    Summary,
+    by_difficulty,
+    length_reduction,
+    paired_lengths,
+    start_policy,
+    summarise,
+)
 from orchestrator.record.tracking import git_commit, library_versions
 from orchestrator.report import figures
 from orchestrator.report import scaling as scaling_report
@@ -36,7 +43,7 @@ def build_report(run_dir: Path) -> Path:
     Raises UserError for a directory that is no run, ValueError naming file and line for a damaged file.
     """
     require_run_dir(run_dir)
-    records = {policy: found for policy in POLICIES if (found := run_files.read_records(run_dir, policy))}
+    records = run_files.read_all_records(run_dir)
     capped = {policy: caps for policy in records if (caps := run_files.read_capped_records(run_dir, policy))}
     metrics = run_files.read_metrics(run_dir)
     summary = summarise_run(run_dir, records, capped)
@@ -47,7 +54,7 @@ def build_report(run_dir: Path) -> Path:
         headline=headline(summary),
         tables=make_tables(run_dir, summary, records),
         figures=draw_figures(run_dir, records, capped, metrics),
-        samples=pair_samples(run_dir, [policy for policy in ("sft", "rl") if policy in records]),
+        samples=pair_samples(run_dir, [policy for policy in (start_policy(records), "rl") if policy in records]),
         happened="; ".join(f"{count} × {event.replace('_', ' ')}" for event, count in happened["counts"].items()),
         events=event_tables(happened["notable"]),
         made=f"{summary['wall_s']:.0f} s in all; "
@@ -116,8 +123,9 @@ def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], cap
     """The contents of `summary.json`."""
     timings = run_files.read_timings(run_dir)
     summary: dict[str, Any] = {"stages": {policy: stage_numbers(summarise(found)) for policy, found in records.items()}}
-    if "sft" in records and "rl" in records:
-        summary["length_reduction"] = length_reduction(records["sft"], records["rl"])
+    first = start_policy(records)
+    if first in records and "rl" in records:
+        summary["length_reduction"] = length_reduction(records[first], records["rl"])
     if capped:
         summary["hard_caps"] = [
             {"policy": policy, "cap": cap, "forced_frac": found.forced_frac, **stage_numbers(found)}
@@ -149,7 +157,7 @@ def headline(summary: dict[str, Any]) -> str:
     stages = summary["stages"]
     if "length_reduction" not in summary:
         return "This run has not been evaluated before and after RL yet."
-    before, after = stages["sft"], stages["rl"]
+    before, after = stages[start_policy(stages)], stages["rl"]
     change = 100 * (after["accuracy"] - before["accuracy"])
     return (
         f"RL made completions {summary['length_reduction']['ratio_of_means']:.2f} times shorter "
@@ -169,17 +177,18 @@ def draw_figures(
     if rl:
         path = figures.draw_training(rl, directory / "training.png")
         drawn.append(("Accuracy, reward and length over RL steps: all that was generated for each step.", path))
+    first = start_policy(records)
     compared: dict[str, Sequence[EvaluationRecord]] = {
-        policy: records[policy] for policy in ("sft", "rl") if policy in records
+        policy: records[policy] for policy in (first, "rl") if policy in records
     }
     if len(compared) == 2:
         path = figures.draw_lengths(compared, directory / "lengths.png")
         drawn.append(("Completion lengths on held-out tasks before and after RL.", path))
-        pairs = paired_lengths(records["sft"], records["rl"])
+        pairs = paired_lengths(records[first], records["rl"])
         path = figures.draw_reduction(list(pairs[:, 0] / pairs[:, 1]), directory / "reduction.png")
         drawn.append(("How many times shorter RL made the completions of each held-out task.", path))
-    if {"sft", "rl"} <= capped.keys():
-        two = {policy: capped[policy] for policy in ("sft", "rl")}
+    if {first, "rl"} <= capped.keys():
+        two = {policy: capped[policy] for policy in (first, "rl")}
         accuracy_at = {
             policy: {
                 cap: (s.accuracy, s.accuracy_low, s.accuracy_high)

@@ -8,10 +8,10 @@ from typing import Any
 from actors.types import EvaluationRecord
 from configs.errors import UserError
 from orchestrator.record import run_files
-from orchestrator.record.metrics import length_reduction, summarise
+from orchestrator.record.metrics import length_reduction, start_policy, summarise
 from orchestrator.report import sweep_figures
 from orchestrator.report.run import render
-from orchestrator.report.tables import Table, cap_tables
+from orchestrator.report.tables import POLICIES, Table, cap_tables
 
 MAX_ACCURACY_LOSS = 0.02
 """What a shorter policy may lose and still be called as good."""
@@ -19,22 +19,24 @@ MAX_ACCURACY_LOSS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """One finished trial: records of the SFT adapter it began from and of its own, without cap and by cap."""
+    """One finished trial: records of the policy that RL began from and of its own, without cap and by cap."""
 
     name: str
     values: dict[str, Any]
-    sft: list[EvaluationRecord]
+    start_policy: str
+    """`sft`, or `base` in a trial without SFT"""
+    start: list[EvaluationRecord]
     rl: list[EvaluationRecord]
-    sft_capped: dict[int, list[EvaluationRecord]]
+    start_capped: dict[int, list[EvaluationRecord]]
     rl_capped: dict[int, list[EvaluationRecord]]
 
     @property
     def accuracy_change(self) -> float:
-        return summarise(self.rl).accuracy - summarise(self.sft).accuracy
+        return summarise(self.rl).accuracy - summarise(self.start).accuracy
 
     @property
     def reduction(self) -> dict[str, float]:
-        return length_reduction(self.sft, self.rl)
+        return length_reduction(self.start, self.rl)
 
 
 def build_sweep_report(directory: Path) -> Path:
@@ -74,21 +76,28 @@ def read_sweep(directory: Path) -> dict[str, Any]:
 def read_trial(directory: Path, name: str, trial: dict[str, Any]) -> TrialResult | None:
     """None when the trial has no final evaluation."""
     run_dir = directory / "trials" / name
-    sft, rl = run_files.read_records(run_dir, "sft"), run_files.read_records(run_dir, "rl")
-    if not (sft and rl):
+    records = run_files.read_all_records(run_dir)
+    first = start_policy(records)
+    if not {first, "rl"} <= records.keys():
         return None
     return TrialResult(
         name=name,
         values=trial["values"],
-        sft=sft,
-        rl=rl,
-        sft_capped=run_files.read_capped_records(run_dir, "sft"),
+        start_policy=first,
+        start=records[first],
+        rl=records["rl"],
+        start_capped=run_files.read_capped_records(run_dir, first),
         rl_capped=run_files.read_capped_records(run_dir, "rl"),
     )
 
 
+def start_name(results: list[TrialResult]) -> str:
+    """What reports call the policy that RL began from: `after SFT`, or `base`."""
+    return POLICIES[results[0].start_policy] if results else POLICIES["sft"]
+
+
 def best_trial(results: list[TrialResult]) -> TrialResult | None:
-    """The shortest of those that lose at most two points of accuracy to SFT; None when all lose more."""
+    """The shortest of those that lose at most two points of accuracy to what RL began from; None when all lose more."""
     as_good = [result for result in results if result.accuracy_change >= -MAX_ACCURACY_LOSS]
     return max(as_good, key=lambda result: result.reduction["ratio_of_means"], default=None)
 
@@ -97,9 +106,9 @@ def headline(results: list[TrialResult], num_trials: int) -> str:
     done = f"{len(results)} of {num_trials} trials are done."
     best = best_trial(results)
     if best is None:
-        return f"{done} No trial is within {100 * MAX_ACCURACY_LOSS:.0f} points of the SFT adapter's accuracy."
+        return f"{done} No trial is within {100 * MAX_ACCURACY_LOSS:.0f} points of the accuracy {start_name(results)}."
     return (
-        f"{done} {best.name} is {best.reduction['ratio_of_means']:.2f} times shorter than the SFT adapter at "
+        f"{done} {best.name} is {best.reduction['ratio_of_means']:.2f} times shorter than {start_name(results)} at "
         f"{100 * best.accuracy_change:+.1f} points of accuracy: the shortest that loses at most "
         f"{100 * MAX_ACCURACY_LOSS:.0f}."
     )
@@ -108,7 +117,7 @@ def headline(results: list[TrialResult], num_trials: int) -> str:
 def trial_tables(results: list[TrialResult]) -> list[Table]:
     """A line per finished trial; none without any."""
     columns = (
-        *("trial", "accuracy", "95 % interval", "against SFT, points", "mean tokens", "median", "95th percentile"),
+        *("trial", "accuracy", "95 % interval", "change, points", "mean tokens", "median", "95th percentile"),
         *("shorter", "per task", "right per 1,000 tokens", "unparsable"),
     )
     return [Table(columns=columns, rows=tuple(map(trial_row, results)))] if results else []
@@ -139,10 +148,10 @@ def unfinished_tables(unfinished: dict[str, str]) -> list[Table]:
 
 
 def sweep_cap_tables(results: list[TrialResult]) -> list[Table]:
-    """Accuracy by cap, SFT first; none when nothing was evaluated under caps."""
+    """Accuracy by cap, what RL began from first; none when nothing was evaluated under caps."""
     if not results:
         return []
-    named = [("after SFT", results[0].sft, results[0].sft_capped)]
+    named = [(start_name(results), results[0].start, results[0].start_capped)]
     named += [(result.name, result.rl, result.rl_capped) for result in results]
     cells: dict[str, dict[int | None, str]] = {
         name: {cap: percent(found) for cap, found in capped.items()} | {None: percent(uncapped)}
@@ -165,8 +174,8 @@ def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> d
                 "values": result.values,
                 "accuracy": summarise(result.rl).accuracy,
                 "mean_tokens": summarise(result.rl).mean_tokens,
-                "sft_accuracy": summarise(result.sft).accuracy,
-                "sft_mean_tokens": summarise(result.sft).mean_tokens,
+                "start_accuracy": summarise(result.start).accuracy,
+                "start_mean_tokens": summarise(result.start).mean_tokens,
                 "length_reduction": result.reduction,
                 "hard_caps": {str(cap): summarise(found).accuracy for cap, found in result.rl_capped.items()},
             }
@@ -179,9 +188,9 @@ def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> d
 def draw_figures(directory: Path, results: list[TrialResult]) -> list[tuple[str, Path]]:
     """(caption, path) of each."""
     folder = directory / "figures"
-    points = {"after SFT": curve(results[0].sft, results[0].sft_capped)}
+    points = {start_name(results): curve(results[0].start, results[0].start_capped)}
     points |= {result.name: curve(result.rl, result.rl_capped) for result in results}
-    lengths = {"after SFT": results[0].sft} | {result.name: result.rl for result in results}
+    lengths = {start_name(results): results[0].start} | {result.name: result.rl for result in results}
     reductions = {result.name: result.reduction for result in results}
     return [
         (
@@ -191,7 +200,7 @@ def draw_figures(directory: Path, results: list[TrialResult]) -> list[tuple[str,
         ),
         ("Completion lengths on held-out tasks, cumulative.", sweep_figures.draw_cdfs(lengths, folder / "lengths.png")),
         (
-            "How many times shorter than SFT, task by task: mean and standard error over tasks.",
+            f"How many times shorter than {start_name(results)}, task by task: mean and standard error over tasks.",
             sweep_figures.draw_reductions(reductions, folder / "reduction.png"),
         ),
     ]

@@ -13,7 +13,7 @@ PALETTE = ("#2166ac", "#d9822b", "#4d9221", "#9970ab", "#c0392b", "#0e8a8a", "#b
 
 
 def colour_of(index: int, name: str) -> str:
-    return COLOURS["base"] if name == "after SFT" else PALETTE[index % len(PALETTE)]
+    return COLOURS["base"] if name in ("after SFT", "base") else PALETTE[index % len(PALETTE)]
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -74,6 +74,6 @@ def draw_reductions(reductions: Mapping[str, Mapping[str, float]], path: Path) -
         axis.barh(places, means, xerr=errors, color=colours, height=0.6)
         axis.axvline(1, color="#7a869a", linewidth=1, linestyle="--")
         axis.set_yticks(places, list(reductions), fontsize=8)
-        axis.set(xlabel="times shorter than SFT, per task", title="reduction factor")
+        axis.set(xlabel="times shorter, per task", title="reduction factor")
 
     return save_figure(path, draw, columns=1, height=1.2 + 0.35 * len(reductions), width=9.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.types import EvaluationRecord
-from orchestrator.record.metrics import by_difficulty
+from orchestrator.record.metrics import by_difficulty, start_policy
 
 POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
 """Policy → how reports call it."""
@@ -53,7 +53,8 @@ def policy_table(summary: dict[str, Any]) -> Table:
     stages = summary["stages"]
     rows = []
     for policy, numbers in stages.items():
-        shorter = stages["sft"]["mean_tokens"] / numbers["mean_tokens"] if policy == "rl" and "sft" in stages else None
+        first = stages.get(start_policy(stages))
+        shorter = first["mean_tokens"] / numbers["mean_tokens"] if policy == "rl" and first else None
         rows.append(
             (
                 POLICIES[policy],

@@ -39,7 +39,7 @@ def report_quantisation(
     """
     tokenizer = load_tokenizer(str(native), config.model)
     rows: list[TrainRow] = []
-    if not config.sft.adapter:
+    if config.sft.num_steps and not config.sft.adapter:
         source = SftRows(config, tokenizer)
         rows = [source.at(index) for index in range(len(pairs))]
     num_tokens = min(config.export.parity_tokens, config.evaluation.max_completion_tokens)

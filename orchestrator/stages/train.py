@@ -39,8 +39,8 @@ from orchestrator.stages.steps import StepClock, begin, is_due, save
 from rewards.length.registry import next_state as next_length_state
 
 
-def train(stage: Stage, start_adapter: bytes) -> None:
-    """RL from `start_adapter`, or from the stage's newest checkpoint, to `rl.num_steps`."""
+def train(stage: Stage, start_adapter: bytes | None) -> None:
+    """RL from `start_adapter` (None: a fresh one), or from the stage's newest checkpoint, to `rl.num_steps`."""
     config, learner = stage.config, stage.cluster.learner
     state = begin(stage, rl_spec(config, start_adapter)) or StageState(kl_beta=config.rl.kl_beta)
     prompter = Prompter(config, stage.tokenizer)
@@ -89,7 +89,7 @@ def train(stage: Stage, start_adapter: bytes) -> None:
     stage.tracker.log_directory(checkpoint.list_checkpoints(stage.directory)[-1], "adapter")
 
 
-def rl_spec(config: RunConfig, start_adapter: bytes) -> StageSpec:
+def rl_spec(config: RunConfig, start_adapter: bytes | None) -> StageSpec:
     """The learner's part of the settings; RL trains without dropout, at the rollout's temperature."""
     rl = config.rl
     return StageSpec(

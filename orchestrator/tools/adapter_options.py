@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from actors.hub import local_adapter
 from configs.schema.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def adapter_problems(config: RunConfig) -> Iterator[str]:
     """What `sft.adapter` says against `lora` and against what learner, engines and device compute."""
     if not config.sft.adapter:
         return
-    path = Path(config.sft.adapter).expanduser() / "adapter_config.json"
+    path = local_adapter(config.sft.adapter) / "adapter_config.json"
     try:
         options: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:

@@ -161,7 +161,7 @@ def sweep_dir(tmp_path):
 
 def test_the_report_names_the_best_trial_and_why_others_failed(sweep_dir):
     html = build_sweep_report(sweep_dir).read_text()
-    assert "2 of 3 trials are done. a is 2.50 times shorter than the SFT adapter at +0.0 points" in html
+    assert "2 of 3 trials are done. a is 2.50 times shorter than after SFT at +0.0 points" in html
     assert "terse run failed: &lt;out of memory&gt;" in html
     assert html.count("data:image/png;base64,") == 3
     summary = json.loads((sweep_dir / "summary.json").read_text())
@@ -172,6 +172,13 @@ def test_the_report_names_the_best_trial_and_why_others_failed(sweep_dir):
     text = (sweep_dir / "report.md").read_text()
     assert "| after SFT | 50.0% | 50.0% | 92.5% |" in text
     assert "| b | 50.0% | 50.0% | 87.5% |" in text
+
+
+def test_trials_without_sft_are_compared_with_the_base(sweep_dir):
+    for path in sweep_dir.glob("trials/*/evaluation/sft*"):
+        path.rename(path.with_name(path.name.replace("sft", "base")))
+    assert "a is 2.50 times shorter than base at +0.0 points" in build_sweep_report(sweep_dir).read_text()
+    assert "| base | 50.0% | 50.0% | 92.5% |" in (sweep_dir / "report.md").read_text()
 
 
 def test_a_directory_without_sweep_is_refused(tmp_path):

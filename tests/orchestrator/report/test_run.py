@@ -4,6 +4,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import dump_config, load_config
+from orchestrator.pipeline import final_metrics
 from orchestrator.record import events, run_files
 from orchestrator.record.events import Event
 from orchestrator.report.figures import running_mean
@@ -78,6 +79,17 @@ def test_parts_that_were_not_run_are_left_out(run_dir):
     (run_dir / run_files.METRICS_FILE).unlink()
     assert "has not been evaluated" in build_report(run_dir).read_text()
     assert json.loads((run_dir / "summary.json").read_text())["stages"] == {}
+
+
+def test_a_run_without_sft_is_compared_with_the_base(run_dir):
+    (run_dir / "evaluation" / "base.jsonl").unlink()
+    (run_dir / "evaluation" / "sft.jsonl").rename(run_dir / "evaluation" / "base.jsonl")
+    html = build_report(run_dir).read_text()
+    assert "2.00 times shorter (100 → 50 tokens)" in html
+    assert {"lengths.png", "reduction.png"} <= {path.name for path in (run_dir / "figures").iterdir()}
+    lines = terminal_table(json.loads((run_dir / "summary.json").read_text())).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["base", "after RL"]
+    assert final_metrics(run_dir)["eval/length_reduction"] == pytest.approx(2.0)
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
