@@ -91,7 +91,7 @@ def judge_of(task: Task, config: RewardSection) -> Judge:
 
 def judges_of(config: RunConfig) -> tuple[Judge, ...]:
     """All functions that the scoring processes of a run may be asked to call, each once."""
-    sources = [config.data.train, config.data.evaluation, config.data.easy, config.data.hard]
+    sources = [*config.data.train, *config.data.evaluation, config.data.easy, config.data.hard]
     sources += [protocol.source for protocol in load_protocols(config.protocols)]
     scaling = config.scaling
     judges = [

@@ -45,6 +45,8 @@ class Task:
     """As the source grades it (the built-in tasks: number of operations); 0 when it does not."""
     budget_tokens: int | None = None
     """The source's own budget for it; None when it has none and one is drawn."""
+    prompt_template: str = ""
+    """The source's own way to name the budget; empty: `budget.prompt_template`"""
     verifier: str = ""
     """The source's own verifier; empty: `reward.verifier`"""
     verifier_args: Mapping[str, Any] = field(default_factory=dict)
@@ -214,6 +216,8 @@ class RolloutGroup:
     group_id: int
     task_id: str
     rollouts: tuple[Rollout, ...]
+    source: str = ""
+    """Label of the task's source"""
 
     @property
     def policy_version(self) -> int:
@@ -239,6 +243,8 @@ class DroppedGroup:
     """`constant`"""
     rollouts: tuple[Rollout, ...]
     """What it held: it still counts in the metrics of what was generated."""
+    source: str = ""
+    """Label of the task's source"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -386,3 +392,7 @@ class EvaluationRecord:
     """`[n]`, ended by a limit and not by the policy"""
     seconds: float
     """From dispatch to the last score."""
+    source: str = ""
+    """Label of the task's source"""
+    budget_tokens: int | None = None
+    """Named in the prompt; None when it names none"""

@@ -16,6 +16,7 @@ from configs.functions import (
     search_working_directory,
     source_digest,
 )
+from configs.keys import sections_of
 from configs.schema.data import SftSource, TaskSource
 from configs.schema.run import RunConfig
 
@@ -58,12 +59,16 @@ def named_functions(config: RunConfig) -> list[NamedFunction]:
 
 
 def _source_functions(config: RunConfig) -> Iterator[tuple[str, str, BuiltIns, int, Mapping[str, Any]]]:
-    for field in dataclasses.fields(config.data):
-        source: TaskSource | SftSource = getattr(config.data, field.name)
+    for key, source in _sources(config):
         if is_function_name(source.source):
-            yield f"data.{field.name}.source", source.source, {}, 0, source.source_args
+            yield f"{key}.source", source.source, {}, 0, source.source_args
         if isinstance(source, TaskSource) and source.verifier:
-            yield f"data.{field.name}.verifier", source.verifier, VERIFIERS, 2, source.verifier_args
+            yield f"{key}.verifier", source.verifier, VERIFIERS, 2, source.verifier_args
+
+
+def _sources(config: RunConfig) -> list[tuple[str, TaskSource | SftSource]]:
+    mixtures = [found for name in ("data.train", "data.evaluation") for found in sections_of(config, name)]
+    return [*mixtures, *((f"data.{name}", getattr(config.data, name)) for name in ("sft", "easy", "hard"))]
 
 
 def naming_problems(config: RunConfig) -> Iterator[str]:
@@ -75,14 +80,11 @@ def naming_problems(config: RunConfig) -> Iterator[str]:
             yield (
                 f"{function.key}_args: expected none with {function.key}={function.name}, found {dict(function.args)}"
             )
-    for field in dataclasses.fields(config.data):
-        source: TaskSource | SftSource = getattr(config.data, field.name)
+    for key, source in _sources(config):
         if source.source_args and not is_function_name(source.source):
-            yield (
-                f"data.{field.name}.source_args: expected none for a source that is no function, found {source.source_args}"
-            )
+            yield f"{key}.source_args: expected none for a source that is no function, found {source.source_args}"
         if isinstance(source, TaskSource) and source.verifier_args and not source.verifier:
-            yield f"data.{field.name}.verifier_args: expected none without verifier, found {source.verifier_args}"
+            yield f"{key}.verifier_args: expected none without verifier, found {source.verifier_args}"
 
 
 def with_functions(config: RunConfig) -> RunConfig:

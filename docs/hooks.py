@@ -139,19 +139,24 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
 def _section_of(node: ast.ClassDef, name: str, classes: dict[str, ast.ClassDef]) -> str:
     """The class of a field that is a section; empty for a setting."""
     hint = next(hint for field, hint, _, _ in _fields(node) if field == name)
-    return hint if hint in classes else ""
+    return _item(hint) if _item(hint) in classes else ""
+
+
+def _item(hint: str) -> str:
+    """The class of a section, or of those in a list of sections."""
+    return hint.removeprefix("tuple[").removesuffix(", ...]")
 
 
 def _sections(classes: dict[str, ast.ClassDef], name: str, key: str) -> Iterator[tuple[str, ast.ClassDef]]:
     yield key, classes[name]
     for field, hint, _, _ in _fields(classes[name]):
-        if hint in classes:
-            yield from _sections(classes, hint, f"{key}.{field}" if key else field)
+        if _item(hint) in classes:
+            yield from _sections(classes, _item(hint), f"{key}.{field}" if key else field)
 
 
 def _rows(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[tuple[str, ...]]:
     for name, hint, default, text in _fields(node):
-        if hint in classes:
+        if _item(hint) in classes:
             continue
         unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
         shown = default.replace("EMBEDDED_MODEL", "'embedded'").replace("ARITHMETIC", "'arithmetic'")
@@ -161,6 +166,8 @@ def _rows(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[tupl
 def _type(hint: str) -> str:
     if hint.startswith("Literal["):
         return "one of " + ", ".join(part.strip(" '") for part in hint[8:-1].split(","))
+    if hint.startswith("dict["):
+        return "names with values"
     return {"int": "integer", "float": "number", "bool": "true or false", "str": "text"}.get(
         hint, "list of " + {"int": "integers", "float": "numbers", "str": "texts"}.get(hint[6:].split(",")[0], hint)
     )

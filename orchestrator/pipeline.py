@@ -32,7 +32,7 @@ from orchestrator.record.claim import claim_run_dir, make_run_dir
 from orchestrator.record.dashboard import Dashboard
 from orchestrator.record.events import Event, recorded
 from orchestrator.record.events import append as append_event
-from orchestrator.record.metrics import as_metrics, length_reduction, start_policy, summarise
+from orchestrator.record.metrics import as_metrics, evaluation_metrics, length_reduction, start_policy, summarise
 from orchestrator.record.mirror import Mirror
 from orchestrator.record.result_settings import (
     begin_evaluation,
@@ -217,7 +217,7 @@ def run_evaluation(stage: Stage) -> None:
         capped = evaluate_caps(dispatcher, finished, caps)
         run_files.write_evaluation(config.run_dir, policy, records, samples, capped)
         stage.tracker.log_table(samples, f"samples/{policy}")
-        stage.tracker.log_metrics(as_metrics(f"eval/{policy}", summarise(records)), step=0)
+        stage.tracker.log_metrics(evaluation_metrics(f"eval/{policy}", records), step=0)
         for cap, found in run_files.read_capped_records(config.run_dir, policy).items():
             stage.tracker.log_metrics(as_metrics(f"eval/{policy}/cap_{cap}", summarise(found)), step=0)
     if "rl" not in policies:

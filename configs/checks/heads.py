@@ -7,6 +7,8 @@ from configs.schema.run import RunConfig
 
 HEADS_RULES: dict[str, Rule] = {
     "data.easy.num_tasks": NOT_NEGATIVE,
+    "data.easy.weight": POSITIVE,
+    "data.hard.weight": POSITIVE,
     "data.hard.num_tasks": NOT_NEGATIVE,
     "heads.num_tasks": (
         "0, or at least 2 (one to train on and one to validate)",

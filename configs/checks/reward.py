@@ -57,7 +57,7 @@ REWARD_LIST_RULES: dict[str, Rule] = {
 
 def reward_problems(config: RunConfig) -> Iterator[str]:
     """What is wrong between settings of the length reward that is in use."""
-    reward, buckets_tokens = config.reward, config.budget.buckets_tokens
+    reward, buckets_tokens = config.reward, config.buckets_tokens
     if reward.length == "soft_barrier" and buckets_tokens:
         ramp_start = (1 - reward.soft_barrier.half_width_frac) * min(buckets_tokens)
         if ramp_start >= config.rollout.max_completion_tokens:

@@ -5,7 +5,6 @@ refused here. A problem names the key, what was expected and what was found.
 """
 
 import math
-import operator
 import os
 import re
 import string
@@ -20,6 +19,7 @@ from configs.checks.reward import reward_problems
 from configs.checks.rules import expected
 from configs.checks.values import LIST_RULES, RULES
 from configs.functions import is_function_name
+from configs.keys import places, sections_of, value_at
 from configs.models import (
     DATA_FORMATS,
     context_tokens,
@@ -60,7 +60,7 @@ MAY_BE_EMPTY = {
     *(
         f"data.{name}.{list_}"
         for name in ("train", "evaluation", "easy", "hard")
-        for list_ in ("choice_fields", "labels", "verifier_fields")
+        for list_ in ("choice_fields", "labels", "verifier_fields", "buckets_tokens")
     ),
 }
 
@@ -76,8 +76,8 @@ def problems(config: RunConfig) -> list[str]:
         *_model_path_problems(config),
         *_start_adapter_problems(config),
         *_length_problems(config),
-        *_task_source_problems("data.train", config.judged(config.data.train)),
-        *_task_source_problems("data.evaluation", config.judged(config.data.evaluation)),
+        *_mixture_problems(config, "data.train"),
+        *_mixture_problems(config, "data.evaluation"),
         *_task_source_problems("data.easy", config.judged(config.data.easy)),
         *_task_source_problems("data.hard", config.judged(config.data.hard)),
         *heads_problems(config),
@@ -126,11 +126,6 @@ def model_problems(config: RunConfig, hf_config: dict[str, Any]) -> list[str]:
     return [*found, *kv_cache_problems(config, hf_config), *int4_problems(config, hf_config)]
 
 
-def value_at(config: RunConfig, key: str) -> Any:
-    """The value of a dotted key."""
-    return operator.attrgetter(key)(config)
-
-
 def field_names(template: str) -> list[str]:
     """Fields of a `str.format` template. Raises ValueError when it is malformed or has fields without a name."""
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -141,14 +136,14 @@ def field_names(template: str) -> list[str]:
 
 
 def _number_problems(config: RunConfig) -> Iterator[str]:
-    for key, (words, is_right) in RULES.items():
-        value = value_at(config, key)
-        if not (math.isfinite(value) and is_right(value)):
-            yield expected(key, words, value)
-    for key, (words, is_right) in LIST_RULES.items():
-        values = value_at(config, key)
-        if not all(is_right(value) for value in values) or not (values or key in MAY_BE_EMPTY):
-            yield expected(key, f"a list of {words}{'' if key in MAY_BE_EMPTY else ', not empty'}", list(values))
+    for name, (words, is_right) in RULES.items():
+        for key, value in places(config, name):
+            if not (math.isfinite(value) and is_right(value)):
+                yield expected(key, words, value)
+    for name, (words, is_right) in LIST_RULES.items():
+        for key, values in places(config, name):
+            if not all(is_right(value) for value in values) or not (values or name in MAY_BE_EMPTY):
+                yield expected(key, f"a list of {words}{'' if name in MAY_BE_EMPTY else ', not empty'}", list(values))
 
 
 def _duplicate_problems(config: RunConfig) -> Iterator[str]:
@@ -170,7 +165,7 @@ def _mirror_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _secret_problems(config: RunConfig) -> Iterator[str]:
-    for key in (
+    for name in (
         "tracking.uri",
         "cluster.address",
         "model.path",
@@ -179,7 +174,7 @@ def _secret_problems(config: RunConfig) -> Iterator[str]:
         "data.evaluation.source",
         "data.sft.source",
     ):
-        if holds_secret(value_at(config, key)):
+        for key in [key for key, value in places(config, name) if holds_secret(value)]:
             yield (
                 f"{key}: expected an address without a user, password or token (it would be written to config.yaml, MLflow and the "
                 "report), found one; use the environment (MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and _PASSWORD)"
@@ -253,6 +248,15 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
         yield expected("lora.rank", f"at most engine.max_lora_rank {config.engine.max_lora_rank}", config.lora.rank)
 
 
+def _mixture_problems(config: RunConfig, name: str) -> Iterator[str]:
+    sections = sections_of(config, name)
+    for key, source in sections:
+        yield from _task_source_problems(key, config.judged(source))
+    labels = [source.label for _, source in sections]
+    if len(set(labels)) < len(labels):
+        yield expected(f"{name}.name", "a name of its own for each source", labels)
+
+
 def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
     yield from _source_problems(prefix, source)
     yield from _template_problems(f"{prefix}.question_template", source.question_template)
@@ -270,6 +274,10 @@ def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
                 yield expected(
                     f"{prefix}.answer_pattern", "exactly one group", f"{source.answer_pattern} ({num_groups})"
                 )
+    if source.prompt_template:
+        yield from _naming_template_problems(f"{prefix}.prompt_template", source.prompt_template)
+    if source.name and not re.fullmatch(r"[A-Za-z0-9_-]+", source.name):
+        yield expected(f"{prefix}.name", "letters, digits, '_' and '-'", source.name)
     if source.labels and source.choice_fields:
         yield expected(f"{prefix}.labels", "none with choice_fields (letters are the labels)", list(source.labels))
     if len(source.labels) == 1:
@@ -316,18 +324,31 @@ def _template_problems(key: str, template: str) -> Iterator[str]:
 
 
 def _split_problems(config: RunConfig) -> Iterator[str]:
-    train, held_out = config.data.train, config.data.evaluation
+    for _, train in sections_of(config, "data.train"):
+        for key, held_out in sections_of(config, "data.evaluation"):
+            yield from _same_split_problems(train, key, held_out)
+
+
+def _same_split_problems(train: TaskSource, key: str, held_out: TaskSource) -> Iterator[str]:
     is_other_split = train.source == ARITHMETIC and train.held_out != held_out.held_out
     same = all(getattr(train, name) == getattr(held_out, name) for name in ("source", "source_args", "subset", "split"))
     if same and not is_other_split:
         hint = (
             "held_out: true" if train.source == ARITHMETIC else "another file or split, or slices such as train[90%:]"
         )
-        yield f"data.evaluation: expected other tasks than data.train's ({hint}), found the same source and split"
+        yield f"{key}: expected other tasks than data.train's ({hint}), found the same source and split"
 
 
 def _budget_problems(config: RunConfig) -> Iterator[str]:
-    key, template = "budget.prompt_template", config.budget.prompt_template
+    yield from _naming_template_problems("budget.prompt_template", config.budget.prompt_template)
+    weights, buckets = config.budget.weights, config.budget.buckets_tokens
+    if weights and len(weights) != len(buckets):
+        yield expected(
+            "budget.weights", f"one for each of the {len(buckets)} budgets in budget.buckets_tokens", list(weights)
+        )
+
+
+def _naming_template_problems(key: str, template: str) -> Iterator[str]:
     words = "{question} and {budget_tokens}, and no other field"
     try:
         names = set(field_names(template))
@@ -337,11 +358,6 @@ def _budget_problems(config: RunConfig) -> Iterator[str]:
     else:
         if names != {"question", "budget_tokens"}:
             yield expected(key, words, template)
-    weights, buckets = config.budget.weights, config.budget.buckets_tokens
-    if weights and len(weights) != len(buckets):
-        yield expected(
-            "budget.weights", f"one for each of the {len(buckets)} budgets in budget.buckets_tokens", list(weights)
-        )
 
 
 def _sharding_problems(config: RunConfig) -> Iterator[str]:

@@ -20,6 +20,8 @@ RULES: dict[str, Rule] = {
     "lora.dropout": BELOW_ONE,
     "data.train.num_tasks": NOT_NEGATIVE,
     "data.evaluation.num_tasks": NOT_NEGATIVE,
+    "data.train.weight": POSITIVE,
+    "data.evaluation.weight": POSITIVE,
     "data.sft.num_rows": NOT_NEGATIVE,
     "budget.per_difficulty_tokens": NOT_NEGATIVE,
     "sft.num_steps": NOT_NEGATIVE,
@@ -119,6 +121,10 @@ LIST_RULES: dict[str, Rule] = {
             ("labels", "words"),
             ("verifier_fields", "names of row fields"),
         )
+    },
+    **{
+        f"data.{name}.buckets_tokens": ("budgets of at least 1 token", lambda value: value >= 1)
+        for name in ("train", "evaluation", "easy", "hard")
     },
     **REWARD_LIST_RULES,
     **HEADS_LIST_RULES,

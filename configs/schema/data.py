@@ -1,5 +1,6 @@
 """Settings of the data: where tasks and conversations come from, and how rows are read."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,8 +52,25 @@ class TaskSource:
     """Use the first so many rows; 0 is all of them (arithmetic: endless)."""
     difficulties: tuple[int, ...] = (1, 2, 3, 4)
     """Arithmetic only: numbers of operations, equally likely."""
+    name: str = ""
+    """What metrics and reports call it; empty: the file, dataset or function without its directory. Sources of a mixture have names
+    of their own."""
+    weight: float = 1.0
+    """In a mixture: how often its tasks are drawn, relative to the others."""
+    prompt_template: str = ""
+    """How prompts of this source name the budget, in place of `budget.prompt_template`."""
+    buckets_tokens: tuple[int, ...] = ()
+    """Budgets of this source, all equally likely, in place of `budget.buckets_tokens`."""
     held_out: bool = False
     """Arithmetic only: draw from the held-out split. Other sources have splits or files of their own."""
+
+    @property
+    def label(self) -> str:
+        """Its name, or one made of `source`: `data/mine.jsonl` → `mine`, `openai/gsm8k` → `gsm8k`."""
+        if self.name:
+            return self.name
+        last = self.source.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"(\.gz|\.[A-Za-z]+)+$", "", last)).strip("_") or "tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +107,10 @@ class SftSource:
 class DataSection:
     """Tasks and conversations of each stage."""
 
-    train: TaskSource = field(default_factory=TaskSource)
-    evaluation: TaskSource = field(default_factory=lambda: TaskSource(held_out=True))
+    train: tuple[TaskSource, ...] = (TaskSource(),)
+    """Tasks of RL: one source, or a list of them with weights."""
+    evaluation: tuple[TaskSource, ...] = (TaskSource(held_out=True),)
+    """Held-out tasks: one source, or a list of them with weights."""
     sft: SftSource = field(default_factory=SftSource)
     easy: TaskSource = field(default_factory=lambda: TaskSource(difficulties=(1,)))
     """For `heads.switcher_labels=sources`: prompts that base mode answers."""

@@ -372,6 +372,11 @@ class RunConfig:
         """What is evaluated, in the order of training."""
         return ("base", "sft", "rl") if self.start_policy == "sft" else ("base", "rl")
 
+    @property
+    def buckets_tokens(self) -> tuple[int, ...]:
+        """All budgets that training draws from, whichever source has them, smallest first."""
+        return tuple(sorted({b for s in self.data.train for b in s.buckets_tokens or self.budget.buckets_tokens}))
+
     def judged(self, source: TaskSource) -> TaskSource:
         """The source with the run's verifier where it names none of its own."""
         if source.verifier:

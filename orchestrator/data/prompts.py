@@ -20,9 +20,8 @@ class Prompter:
 
     def __init__(self, config: RunConfig, tokenizer: Any):
         self._config, self._tokenizer = config, tokenizer
-        self._stream = TaskStream(
-            config.judged(config.data.train), config.budget, config.run.seed, config.rl.groups_per_step
-        )
+        sources = [config.judged(source) for source in config.data.train]
+        self._stream = TaskStream(sources, config.budget, config.run.seed, config.rl.groups_per_step)
         self.num_too_long = 0
         """Tasks passed over because their prompt has more than `max_prompt_tokens` tokens."""
 
@@ -49,8 +48,8 @@ class Prompter:
 
 def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
     """The evaluation tasks whose prompts fit."""
-    source = config.judged(config.data.evaluation)
-    tasks = held_out_tasks(source, config.budget, config.evaluation.num_tasks, config.run.seed)
+    sources = [config.judged(source) for source in config.data.evaluation]
+    tasks = held_out_tasks(sources, config.budget, config.evaluation.num_tasks, config.run.seed)
     return fitting_prompts(tasks, config, tokenizer)
 
 
@@ -62,7 +61,7 @@ def fitting_prompts(tasks: Sequence[tuple[Task, int]], config: RunConfig, tokeni
     fits = (config.max_prompt_tokens, config.model.masked_lora)
     pairs = [(task, make_prompt(task, budget_tokens, config.budget, tokenizer, *fits)) for task, budget_tokens in tasks]
     fitting = [(task, prompt) for task, prompt in pairs if prompt is not None]
-    source = tasks[0][0].source if tasks else "no tasks"
+    source = ", ".join(dict.fromkeys(task.source for task, _ in tasks)) or "no tasks"
     if len(fitting) < len(pairs):
         log.warning(
             "%s: %d of %d tasks left out: prompts over %d tokens",

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from configs.functions import is_function_name
+from configs.keys import sections_of
 from configs.models import is_local_data
 from configs.schema.data import ARITHMETIC, SftSource, TaskSource
 from configs.schema.run import RunConfig
@@ -33,8 +35,9 @@ def rendering_problems(config: RunConfig, directory: Path) -> Iterator[str]:
             "the device, see other prompts",
             *(config.model.path, " (run.deterministic cannot help)" if config.run.deterministic else ""),
         )
-    if _is_at_hand(config.data.train.source):
-        yield from _problem("data.train", config.data.train, lambda: _render_prompt(config, tokenizer))
+    for key, source in sections_of(config, "data.train"):
+        if _is_at_hand(source.source):
+            yield from _problem(key, source, partial(_render_prompt, config, source, tokenizer))
     if _is_at_hand(config.data.sft.source) and config.sft.num_steps and not config.sft.adapter:
         yield from _problem("data.sft", config.data.sft, lambda: _render_row(config, tokenizer, end_token_ids))
 
@@ -50,9 +53,9 @@ def _problem(key: str, source: TaskSource | SftSource, render: Callable[[], Any]
         yield f"{key}: {first_line(error)}{preset_hint(key, source)}"
 
 
-def _render_prompt(config: RunConfig, tokenizer: Any) -> None:
-    task = first_task(config.judged(config.data.train), config.run.seed)
-    budget_tokens = max(config.budget.buckets_tokens)
+def _render_prompt(config: RunConfig, source: TaskSource, tokenizer: Any) -> None:
+    task = first_task(config.judged(source), config.run.seed)
+    budget_tokens = max(source.buckets_tokens or config.budget.buckets_tokens)
     make_prompt(task, budget_tokens, config.budget, tokenizer, config.max_prompt_tokens, config.model.masked_lora)
 
 

@@ -130,7 +130,7 @@ class SftRows:
     def _write_arithmetic(self, rng: Any) -> Messages:
         # The prompt names a budget as in RL, but one that says nothing of the trace's length: after SFT the model
         # takes such prompts in its stride and ignores the number, and RL teaches what it means.
-        train = self._config.data.train
+        train = next((s for s in self._config.data.train if s.source == ARITHMETIC), self._config.data.train[0])
         chain = arithmetic.draw_split_chain(rng, rng.choice(train.difficulties) + 1, held_out=False)
         budget_tokens = rng.randint(MIN_BUDGET_TOKENS, self._config.model.max_length_tokens)
         question = [{"role": "user", "content": chain.question}]

@@ -6,6 +6,7 @@ the stream, and a resumed run gets what an uninterrupted one would have got, wit
 
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from string import ascii_uppercase
@@ -18,6 +19,7 @@ from configs.schema.data import ARITHMETIC, TaskSource
 from configs.schema.run import BudgetSection
 from orchestrator.data import arithmetic
 from orchestrator.data.choices import lettered, read_choices, read_label
+from orchestrator.data.mixture import Schedule, apportion
 from orchestrator.data.reference_checks import check_references
 from orchestrator.data.sources import (
     apply_preset,
@@ -32,32 +34,49 @@ from orchestrator.data.sources import (
 
 log = logging.getLogger(__name__)
 
+Seed = int | str
 ARITHMETIC_SOURCE = TaskSource()
 MAX_DUPLICATES = 1000
 """Held-out draws in a row that were there already before the split counts as used up."""
 
 
 class TaskStream:
-    """Tasks with their budgets at index 0, 1, 2, …: epoch after epoch, each in another seeded order.
+    """Tasks of all sources with their budgets at index 0, 1, 2, …"""
+
+    def __init__(self, sources: Sequence[TaskSource], budget: BudgetSection, seed: int, prompts_per_step: int = 1):
+        """Reads all rows of datasets, so that a bad one raises ValueError now and not in the middle of a run.
+
+        `prompts_per_step` counts the curriculum's steps.
+        """
+        seeds = source_seeds(sources, seed)
+        self._streams = [_SourceStream(source, budget, own) for source, own in zip(sources, seeds, strict=True)]
+        self._schedule = Schedule([source.weight for source in sources], seed)
+        self._budget, self._prompts_per_step = budget, prompts_per_step
+
+    def at(self, index: int, attempt: int = 0) -> tuple[Task, int]:
+        """Task and budget in tokens. Attempts after 0 are other tasks of the same source, for when the prompt of this one is too
+        long."""
+        number, place = self._schedule.at(index)
+        task, budget_tokens = self._streams[number].at(place, attempt)
+        factor = curriculum_factor(self._budget, index // self._prompts_per_step)
+        return task, max(1, round(factor * budget_tokens))
+
+
+class _SourceStream:
+    """Tasks of one source, epoch after epoch, each in another seeded order.
 
     Arithmetic without `num_tasks` is endless and makes the task of each index; the same chain may come again.
     """
 
-    def __init__(self, source: TaskSource, budget: BudgetSection, seed: int, prompts_per_step: int = 1):
-        """Reads all rows of a dataset, so that a bad one raises ValueError now and not in the middle of a run.
-
-        `prompts_per_step` counts the curriculum's steps.
-        """
-        self._source, self._budget, self._seed = source, budget, seed
-        self._prompts_per_step = prompts_per_step
+    def __init__(self, source: TaskSource, budget: BudgetSection, seed: Seed):
+        self._source, self._budget, self._seed = source, budget_of(source, budget), seed
         self._tasks: list[Task] | None = None
         if source.source != ARITHMETIC:
             self._tasks = load_tasks(source)
         elif source.num_tasks:
             self._tasks = [self._make_arithmetic(f"row/{row}", row) for row in range(source.num_tasks)]
 
-    def at(self, index: int, attempt: int = 0) -> tuple[Task, int]:
-        """Task and budget in tokens. Attempts after 0 are other tasks, for when the prompt of this one is too long."""
+    def at(self, index: int, attempt: int) -> tuple[Task, int]:
         where = f"{index}/{attempt}"
         if self._tasks is None:
             task = self._make_arithmetic(where, index)
@@ -65,9 +84,7 @@ class TaskStream:
             task = self._tasks[seeded_rng(self._seed, "attempt", where).randrange(len(self._tasks))]
         else:
             task = self._tasks[shuffled_position(self._seed, index, len(self._tasks))]
-        budget_tokens = draw_budget(seeded_rng(self._seed, "budget", where), self._budget, task)
-        factor = curriculum_factor(self._budget, index // self._prompts_per_step)
-        return task, max(1, round(factor * budget_tokens))
+        return task, draw_budget(seeded_rng(self._seed, "budget", where), self._budget, task)
 
     def _make_arithmetic(self, where: str, number: int) -> Task:
         rng = seeded_rng(self._seed, "arithmetic", where)
@@ -75,10 +92,33 @@ class TaskStream:
         return arithmetic_task(chain, number, self._source)
 
 
-def held_out_tasks(source: TaskSource, budget: BudgetSection, num_tasks: int, seed: int) -> list[tuple[Task, int]]:
-    """Distinct tasks with their budgets, the same for every call with the same seed.
+def source_seeds(sources: Sequence[TaskSource], seed: int) -> list[Seed]:
+    """A seed for each source of a mixture; one alone has the run's."""
+    return [seed] if len(sources) == 1 else [f"{seed}/{source.label}" for source in sources]
 
-    Of a dataset `num_tasks` rows in a seeded order, or all rows when there are fewer or `num_tasks` is 0; of arithmetic
+
+def budget_of(source: TaskSource, budget: BudgetSection) -> BudgetSection:
+    """The budgets of a source: its own buckets, all equally likely, or the run's."""
+    return replace(budget, buckets_tokens=source.buckets_tokens, weights=()) if source.buckets_tokens else budget
+
+
+def held_out_tasks(
+    sources: Sequence[TaskSource], budget: BudgetSection, num_tasks: int, seed: int
+) -> list[tuple[Task, int]]:
+    """Distinct tasks with their budgets, the same for every call with the same seed; of a mixture, source after source, as many of
+    each as its weight says (0: all)."""
+    counts = apportion([source.weight for source in sources], num_tasks) if num_tasks else [0] * len(sources)
+    seeds = source_seeds(sources, seed)
+    return [
+        pair
+        for source, count, own in zip(sources, counts, seeds, strict=True)
+        if count or not num_tasks
+        for pair in _held_out_of(source, budget_of(source, budget), count, own)
+    ]
+
+
+def _held_out_of(source: TaskSource, budget: BudgetSection, num_tasks: int, seed: Seed) -> list[tuple[Task, int]]:
+    """Of a dataset `num_tasks` rows in a seeded order, or all rows when there are fewer or `num_tasks` is 0; of arithmetic
     equally many of each difficulty. Raises ValueError when arithmetic has not that many different chains.
     """
     if source.source == ARITHMETIC:
@@ -122,10 +162,11 @@ def read_tasks(source: TaskSource) -> list[Task]:
         turns = turns or [{"role": "user", "content": render(source.question_template, row, where)}]
         tasks.append(
             Task(
-                task_id=f"{rows.name}/{index + 1}",
+                task_id=f"{source.name or rows.name}/{index + 1}",
                 messages=tuple(with_system_prompt(turns, source.system_prompt)),
                 reference_answer=answer,
-                source=source.source,
+                source=source.label,
+                prompt_template=source.prompt_template,
                 labels=labels,
                 budget_tokens=read_budget(row, source, where),
                 verifier=source.verifier,
@@ -145,10 +186,11 @@ def first_task(source: TaskSource, seed: int) -> Task:
 
 def arithmetic_task(chain: arithmetic.Chain, number: int, source: TaskSource = ARITHMETIC_SOURCE) -> Task:
     return Task(
-        task_id=f"{ARITHMETIC}/{number}",
+        task_id=f"{source.label}/{number}",
         messages=tuple(with_system_prompt([{"role": "user", "content": chain.question}], source.system_prompt)),
         reference_answer=str(chain.answer),
-        source=ARITHMETIC,
+        source=source.label,
+        prompt_template=source.prompt_template,
         difficulty=chain.difficulty,
         verifier=source.verifier,
         verifier_args=source.verifier_args,
@@ -192,7 +234,7 @@ def make_prompt(
 
     The caller counts what it drops.
     """
-    messages = with_budget(task.messages, budget_tokens, budget)
+    messages = name_budget(task, budget_tokens, budget)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     token_ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
     if len(token_ids) > max_prompt_tokens:
@@ -203,6 +245,12 @@ def make_prompt(
         budget_tokens=budget_tokens,
         start=adapter_start(len(token_ids), masked_lora),
     )
+
+
+def name_budget(task: Task, budget_tokens: int, budget: BudgetSection) -> list[dict[str, str]]:
+    """The task's messages with its budget, by its source's template or the run's."""
+    named = replace(budget, prompt_template=task.prompt_template) if task.prompt_template else budget
+    return with_budget(task.messages, budget_tokens, named)
 
 
 def with_budget(
@@ -219,20 +267,20 @@ def with_budget(
     raise ValueError(f"expected a user turn to name the budget in, found roles {[m['role'] for m in messages]}")
 
 
-def shuffled_position(seed: int, index: int, num_rows: int) -> int:
+def shuffled_position(seed: Seed, index: int, num_rows: int) -> int:
     """Row at an index of the stream: each epoch is a permutation of all rows, another one every time."""
     epoch, place = divmod(index, num_rows)
     return _epoch_order(seed, epoch, num_rows)[place]
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, num_rows: int) -> tuple[int, ...]:
+@lru_cache(maxsize=32)
+def _epoch_order(seed: Seed, epoch: int, num_rows: int) -> tuple[int, ...]:
     order = list(range(num_rows))
     seeded_rng(seed, "epoch", epoch).shuffle(order)
     return tuple(order)
 
 
-def _distinct_arithmetic(source: TaskSource, num_tasks: int, seed: int) -> list[Task]:
+def _distinct_arithmetic(source: TaskSource, num_tasks: int, seed: Seed) -> list[Task]:
     rng = seeded_rng(seed, "held_out", 0)
     chains: dict[str, arithmetic.Chain] = {}
     num_duplicates = 0
@@ -249,6 +297,6 @@ def _distinct_arithmetic(source: TaskSource, num_tasks: int, seed: int) -> list[
     return [arithmetic_task(chain, number, source) for number, chain in enumerate(chains.values())]
 
 
-def seeded_rng(seed: int, purpose: str, where: object) -> random.Random:
+def seeded_rng(seed: Seed, purpose: str, where: object) -> random.Random:
     """An independent generator; text seeds are hashed with SHA-512, the same on every machine."""
     return random.Random(f"{seed}/{purpose}/{where}")

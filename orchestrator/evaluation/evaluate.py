@@ -96,6 +96,8 @@ def make_record(finished: Finished) -> EvaluationRecord:
         correct=tuple(sample.reward.outcome == Outcome.CORRECT for sample in samples),
         truncated=tuple(sample.finish_reason == "length" or sample.num_forced_tokens > 0 for sample in samples),
         seconds=finished.seconds,
+        source=request.task.source,
+        budget_tokens=request.prompt.budget_tokens,
     )
 
 

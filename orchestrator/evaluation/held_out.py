@@ -7,7 +7,7 @@ from actors.types import AdapterRef
 from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.data.prompts import held_out_prompts
 from orchestrator.evaluation.evaluate import make_record, make_requests
-from orchestrator.record.metrics import as_metrics, summarise
+from orchestrator.record.metrics import evaluation_metrics, summarise
 from orchestrator.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class HeldOut:
         if dispatcher.num_in_flight:
             return
         finished, self._finished, self._running = self._finished, [], None
-        summary = summarise([make_record(one) for one in sorted(finished, key=lambda one: one.request.request_id)])
-        self._stage.tracker.log_metrics(as_metrics("eval/rl", summary), version)
+        records = [make_record(one) for one in sorted(finished, key=lambda one: one.request.request_id)]
+        self._stage.tracker.log_metrics(evaluation_metrics("eval/rl", records), version)
+        summary = summarise(records)
         log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)

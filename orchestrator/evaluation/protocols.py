@@ -104,7 +104,7 @@ def make_prompts(protocol: Protocol, stage: Stage) -> list[tuple[Task, Prompt]]:
     else:
         budget = replace(budget, prompt_template="{question}")
     source = apply_preset(protocol.source)
-    tasks = held_out_tasks(config.judged(source), budget, config.protocols.num_tasks, config.run.seed)
+    tasks = held_out_tasks([config.judged(source)], budget, config.protocols.num_tasks, config.run.seed)
     return fitting_prompts(tasks, replace(config, budget=budget), stage.tokenizer)
 
 

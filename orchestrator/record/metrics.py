@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.types import DroppedGroup, EvaluationRecord, RolloutGroup
+from actors.types import DroppedGroup, EvaluationRecord, Rollout, RolloutGroup
+from orchestrator.record.lengths import budget_bins, length_metrics
 from rewards.base import Outcome
 
 Z_95 = 1.959964
@@ -47,7 +48,44 @@ def group_metrics(
         "rollout/staleness_max": float(max(policy_version - group.policy_version for group in groups)),
         "rollout/dropped_frac": len(dropped) / num_made,
         **{f"rollout/dropped_{reason}": float(reasons[reason]) for reason in DROP_REASONS},
+        **{f"rollout/{name}": value for name, value in rollout_lengths(rollouts).items()},
+        **source_metrics(groups, dropped),
     }
+
+
+def rollout_lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """`length_metrics` of rollouts."""
+    return length_metrics(
+        [rollout.completion.num_tokens for rollout in rollouts],
+        [rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts],
+        [rollout.prompt.budget_tokens for rollout in rollouts],
+    )
+
+
+def source_metrics(groups: Sequence[RolloutGroup], dropped: Sequence[DroppedGroup]) -> dict[str, float]:
+    """`source/<label>/…` of each source that groups came from; none where there is one alone."""
+    made: dict[str, list[RolloutGroup | DroppedGroup]] = defaultdict(list)
+    both: list[RolloutGroup | DroppedGroup] = [*groups, *dropped]
+    for group in both:
+        made[group.source].append(group)
+    if len(made) < 2:
+        return {}
+    metrics: dict[str, float] = {}
+    for source, found in made.items():
+        rollouts = [rollout for group in found for rollout in group.rollouts]
+        if not rollouts:
+            continue
+        numbers = {
+            "accuracy": float(np.mean([rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts])),
+            "reward": float(np.mean([rollout.reward.value for rollout in rollouts])),
+            "tokens_mean": float(np.mean([rollout.completion.num_tokens for rollout in rollouts])),
+            "truncated_frac": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+            "dropped_frac": sum(isinstance(group, DroppedGroup) for group in found) / len(found),
+            "num_groups": float(len(found)),
+            **rollout_lengths(rollouts),
+        }
+        metrics |= {f"source/{source}/{name}": value for name, value in numbers.items()}
+    return metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +108,14 @@ class Summary:
     forced_frac: float
     """Made to answer at the cap"""
     num_tasks: int
+    correct_tokens_mean: float | None = None
+    """Mean tokens of right completions; None, as below, when there are none"""
+    wrong_tokens_mean: float | None = None
+    tokens_per_correct: float | None = None
+    """All tokens over the number of right completions"""
+    budget_gap_mean: float | None = None
+    """Mean |tokens - budget| / budget, where prompts name a budget"""
+    within_budget_frac: float | None = None
 
     @property
     def half_width(self) -> float:
@@ -100,6 +146,11 @@ def summarise(records: Sequence[EvaluationRecord]) -> Summary:
         forced_frac=sum(forced) / len(forced),
         truncated_frac=float(np.mean([cut for record in records for cut in record.truncated])),
         num_tasks=len(records),
+        **length_metrics(
+            tokens.tolist(),
+            [right for record in records for right in record.correct],
+            [record.budget_tokens for record in records for _ in record.tokens],
+        ),
     )
 
 
@@ -107,6 +158,22 @@ def by_difficulty(records: Sequence[EvaluationRecord]) -> dict[int, Summary]:
     """Summaries of the tasks of each difficulty, easiest first."""
     levels = sorted({record.difficulty for record in records})
     return {level: summarise([record for record in records if record.difficulty == level]) for level in levels}
+
+
+def by_source(records: Sequence[EvaluationRecord]) -> dict[str, Summary]:
+    """Summaries of the tasks of each source, in the order in which they come."""
+    labels = list(dict.fromkeys(record.source for record in records))
+    return {label: summarise([record for record in records if record.source == label]) for label in labels}
+
+
+def by_budget(records: Sequence[EvaluationRecord]) -> dict[str, Summary]:
+    """Summaries of the tasks of each budget, or range of budgets, smallest first; none where prompts name no budget."""
+    named = [(record, record.budget_tokens) for record in records if record.budget_tokens is not None]
+    bins = budget_bins([budget for _, budget in named])
+    groups: dict[str, list[EvaluationRecord]] = {name: [] for name in bins.values()}
+    for record, budget in named:
+        groups[bins[budget]].append(record)
+    return {name: summarise(found) for name, found in groups.items()}
 
 
 def accuracy_interval(shares: np.ndarray) -> tuple[float, float]:
@@ -180,4 +247,19 @@ def paired_lengths(before: Sequence[EvaluationRecord], after: Sequence[Evaluatio
 
 def as_metrics(prefix: str, summary: Summary) -> dict[str, Any]:
     """`<prefix>/accuracy`, `<prefix>/mean_tokens`, … for tracking; the prefix is `eval/rl`, say."""
-    return {f"{prefix}/{name}": value for name, value in asdict(summary).items() if name != "num_tasks"}
+    return {
+        f"{prefix}/{name}": value
+        for name, value in asdict(summary).items()
+        if name != "num_tasks" and value is not None
+    }
+
+
+def evaluation_metrics(prefix: str, records: Sequence[EvaluationRecord]) -> dict[str, Any]:
+    """`as_metrics` of all records, of each source where there are several, and of each budget where there are."""
+    metrics = as_metrics(prefix, summarise(records))
+    sources, budgets = by_source(records), by_budget(records)
+    for source, summary in sources.items() if len(sources) > 1 else ():
+        metrics |= as_metrics(f"{prefix}/source/{source}", summary)
+    for budget, summary in budgets.items():
+        metrics |= as_metrics(f"{prefix}/budget/{budget.replace('–', '-')}", summary)
+    return metrics

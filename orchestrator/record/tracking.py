@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from configs.errors import UserError
 from configs.load import as_flat_dict, dump_config
+from configs.schema.data import SftSource, TaskSource
 from configs.schema.run import RunConfig, TrackingSection
 from orchestrator.record.result_settings import evaluation_settings
 from orchestrator.record.run_files import write_text
@@ -330,12 +331,13 @@ def _log_sources(client: Any, run_id: str, config: RunConfig) -> None:
     """The data sources as MLflow's datasets, by name: their digest is that of the settings they are read with."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    inputs = []
-    for context, source in (
+    sources: list[tuple[str, SftSource | TaskSource]] = [
         ("sft", config.data.sft),
-        ("training", config.data.train),
-        ("evaluation", config.data.evaluation),
-    ):
+        *(("training", source) for source in config.data.train),
+        *(("evaluation", source) for source in config.data.evaluation),
+    ]
+    inputs = []
+    for context, source in sources:
         settings = json.dumps(asdict(source), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         dataset = Dataset(name=source.source, digest=digest, source_type="terse", source=settings)

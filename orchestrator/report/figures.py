@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from actors.types import EvaluationRecord
+from orchestrator.record.lengths import budget_bins
 
 COLOURS = {"base": "#7a869a", "sft": "#d9822b", "rl": "#2166ac"}
 NAMES = {"base": "base", "sft": "after SFT", "rl": "after RL"}
@@ -155,6 +156,35 @@ def draw_difficulty(accuracy: dict[str, dict[int, tuple[float, float, float]]], 
         axis.set_xticks(range(len(levels)), [str(level) for level in levels])
         axis.set(xlabel="difficulty", ylabel="accuracy", ylim=(0, 1.05), title="held-out accuracy by difficulty")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+
+    return save_figure(path, draw, columns=1)
+
+
+def draw_obedience(pairs: Mapping[str, Sequence[tuple[int, int]]], path: Path) -> Path:
+    """Tokens of completions over the budgets in their prompts, by policy: median and middle 80 % of each budget (of bins, where
+    there are many), and the line on which tokens are the budget. Policy → (budget, tokens)."""
+
+    def draw(axes: Any) -> None:
+        (axis,) = axes
+        names = budget_bins([budget for found in pairs.values() for budget, _ in found])
+        width = 0.02 * (max(names) - min(names))
+        for place, (policy, found) in enumerate(pairs.items()):
+            members: dict[str, list[tuple[int, int]]] = {}
+            for budget, tokens in found:
+                members.setdefault(names[budget], []).append((budget, tokens))
+            points = [np.array(values, dtype=float) for values in members.values()]
+            middles = np.array([np.percentile(values[:, 1], (10, 50, 90)) for values in points])
+            where = np.array([values[:, 0].mean() for values in points]) + (place - (len(pairs) - 1) / 2) * width
+            order = np.argsort(where)
+            errors = np.abs(middles[:, (0, 2)] - middles[:, 1:2]).T[:, order]
+            axis.errorbar(
+                where[order], middles[order, 1], errors, fmt="o-", ms=4, color=COLOURS[policy], label=NAMES[policy]
+            )
+        ends = np.array([min(names), max(names)])
+        axis.plot(ends, ends, color="black", linewidth=1, linestyle="--", label="tokens = budget")
+        axis.set(xlabel="budget in the prompt, tokens", ylabel="tokens of the completion", ylim=(0, None))
+        axis.set_title("are budgets obeyed?")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
 
     return save_figure(path, draw, columns=1)
 

@@ -13,7 +13,9 @@ from configs.errors import UserError
 from orchestrator.record import events, run_files
 from orchestrator.record.metrics import (
     Summary,
+    by_budget,
     by_difficulty,
+    by_source,
     length_reduction,
     paired_lengths,
     start_policy,
@@ -26,11 +28,14 @@ from orchestrator.report.markdown import make_environment
 from orchestrator.report.tables import (
     POLICIES,
     Table,
+    budget_tables,
     difficulty_tables,
     event_tables,
+    length_tables,
     policy_table,
     protocol_tables,
     run_cap_tables,
+    source_tables,
 )
 
 NUM_SAMPLE_TASKS = 10
@@ -70,6 +75,9 @@ def make_tables(run_dir: Path, summary: dict[str, Any], records: dict[str, list[
         *([policies] if policies.rows else []),
         *run_cap_tables(summary.get("hard_caps", [])),
         *protocol_tables(summary.get("protocols", [])),
+        *length_tables(summary),
+        *budget_tables(summary),
+        *source_tables(summary),
         *difficulty_tables(records),
         *scaling_report.make_tables(run_dir, summary.get("heads")),
     ]
@@ -126,6 +134,16 @@ def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], cap
     first = start_policy(records)
     if first in records and "rl" in records:
         summary["length_reduction"] = length_reduction(records[first], records["rl"])
+    first = start_policy(records)
+    if len(by_source(records.get(first, ()))) > 1:
+        summary["sources"] = {
+            policy: {source: stage_numbers(numbers) for source, numbers in by_source(found).items()}
+            for policy, found in records.items()
+        }
+    summary["budgets"] = {
+        policy: {budget: stage_numbers(numbers) for budget, numbers in by_budget(found).items()}
+        for policy, found in records.items()
+    }
     if capped:
         summary["hard_caps"] = [
             {"policy": policy, "cap": cap, "forced_frac": found.forced_frac, **stage_numbers(found)}
@@ -144,10 +162,11 @@ def summarise_run(run_dir: Path, records: dict[str, list[EvaluationRecord]], cap
     return summary
 
 
-def stage_numbers(summary: Summary) -> dict[str, float]:
+def stage_numbers(summary: Summary) -> dict[str, float | None]:
     names = (
         *("accuracy", "accuracy_low", "accuracy_high", "mean_tokens", "median_tokens", "p95_tokens"),
         *("accuracy_per_1k_tokens", "truncated_frac", "unparsable_frac", "num_tasks"),
+        *("correct_tokens_mean", "wrong_tokens_mean", "tokens_per_correct", "budget_gap_mean", "within_budget_frac"),
     )
     return {name: getattr(summary, name) for name in names}
 
@@ -198,6 +217,14 @@ def draw_figures(
         }
         path = figures.draw_caps(accuracy_at, two, directory / "caps.png")
         drawn.append(("Hard caps: each completion is cut there and made to answer.", path))
+    if any(budgets := {policy: obedience(found) for policy, found in records.items()}) and all(budgets.values()):
+        path = figures.draw_obedience(budgets, directory / "obedience.png")
+        drawn.append(
+            (
+                "Budgets in prompts against tokens of completions: medians and the middle 80 %, with the line of obedience.",
+                path,
+            )
+        )
     if difficulty_tables(records):
         accuracy = {
             policy: {level: (s.accuracy, s.accuracy_low, s.accuracy_high) for level, s in by_difficulty(found).items()}
@@ -220,6 +247,11 @@ def draw_figures(
         path = figures.draw_time(timings, step_parts(rl), directory / "time.png")
         drawn.append(("Where the time went.", path))
     return drawn
+
+
+def obedience(records: Sequence[EvaluationRecord]) -> list[tuple[int, int]]:
+    """(budget, tokens) of every completion whose prompt names a budget."""
+    return [(r.budget_tokens, tokens) for r in records if r.budget_tokens is not None for tokens in r.tokens]
 
 
 def step_parts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

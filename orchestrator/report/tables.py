@@ -68,6 +68,72 @@ def policy_table(summary: dict[str, Any]) -> Table:
     return Table(columns=("", "accuracy", "95 % interval", "mean tokens", "shorter", "tasks"), rows=tuple(rows))
 
 
+def length_tables(summary: dict[str, Any]) -> list[Table]:
+    """Where thinking goes: right and wrong completions apart; none before an evaluation."""
+    rows = tuple((POLICIES[policy], *length_cells(numbers)) for policy, numbers in summary["stages"].items())
+    columns = ("", "tokens when right", "tokens when wrong", "tokens per right answer", "cut")
+    note = "A right answer costs all tokens that were generated, over the number of right answers."
+    return [Table(title="Where thinking goes", note=note, columns=columns, rows=rows)] if rows else []
+
+
+def length_cells(numbers: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Of one policy's numbers, those of `length_tables`; a dash where there is none."""
+    names = ("correct_tokens_mean", "wrong_tokens_mean", "tokens_per_correct")
+    return (*(tokens_text(numbers.get(name)) for name in names), f"{numbers['truncated_frac'] or 0.0:.1%}")
+
+
+def tokens_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def budget_tables(summary: dict[str, Any]) -> list[Table]:
+    """How budgets that prompts name are obeyed: a line for each policy, a column for each budget; none without budgets."""
+    found = {policy: budgets for policy, budgets in summary.get("budgets", {}).items() if budgets}
+    names = list(dict.fromkeys(name for budgets in found.values() for name in budgets))
+    rows = [
+        (
+            POLICIES[policy],
+            *(budget_cell(budgets.get(name)) for name in names),
+            budget_cell(summary["stages"][policy]),
+        )
+        for policy, budgets in found.items()
+    ]
+    note = "Mean distance from the budget as a share of it, |tokens - budget| / budget, and the share of completions within it."
+    columns = ("budget in the prompt", *names, "all")
+    return [Table(title="Obeying a named budget", note=note, columns=columns, rows=tuple(rows))] if rows else []
+
+
+def budget_cell(numbers: Mapping[str, Any] | None) -> str:
+    if numbers is None or numbers.get("budget_gap_mean") is None:
+        return ""
+    return f"{numbers['budget_gap_mean']:.0%} off, {numbers['within_budget_frac']:.0%} within"
+
+
+def source_tables(summary: dict[str, Any]) -> list[Table]:
+    """A line for each source and policy; none for one source alone."""
+    found = summary.get("sources", {})
+    labels = list(dict.fromkeys(label for sources in found.values() for label in sources))
+    rows = [
+        (
+            label,
+            POLICIES[policy],
+            f"{numbers['accuracy']:.1%}",
+            f"{numbers['accuracy_low']:.1%} – {numbers['accuracy_high']:.1%}",
+            f"{numbers['mean_tokens']:.1f}",
+            *length_cells(numbers),
+            str(numbers["num_tasks"]),
+        )
+        for label in labels
+        for policy, sources in found.items()
+        if (numbers := sources.get(label))
+    ]
+    columns = (
+        *("source", "", "accuracy", "95 % interval", "mean tokens"),
+        *("when right", "when wrong", "per right answer", "cut", "tasks"),
+    )
+    return [Table(title="By source", columns=columns, rows=tuple(rows))] if rows else []
+
+
 def difficulty_tables(records: dict[str, list[EvaluationRecord]]) -> list[Table]:
     """Accuracy and mean tokens by difficulty; none when the source does not grade its tasks."""
     levels = {policy: by_difficulty(found) for policy, found in records.items()}

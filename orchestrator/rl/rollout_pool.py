@@ -124,7 +124,12 @@ class RolloutPool:
 
     def _receive(self, finished: Finished) -> None:
         request = finished.request
-        group = RolloutGroup(group_id=request.request_id, task_id=request.task.task_id, rollouts=finished.rollouts)
+        group = RolloutGroup(
+            group_id=request.request_id,
+            task_id=request.task.task_id,
+            rollouts=finished.rollouts,
+            source=request.task.source,
+        )
         del self._pending[request.request_id]
         check_stamps(group, self._published[request.version])
         if not group.is_constant:
@@ -132,7 +137,9 @@ class RolloutPool:
             # In the order of the stream, not of finishing: what is trained on together adds up to the same bits.
             bisect.insort(self._ready, group, key=lambda ready: ready.group_id)
             return
-        self._dropped.append(DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts))
+        self._dropped.append(
+            DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts, source=group.source)
+        )
         self._num_consecutive_drops += 1
         if self._num_consecutive_drops >= self._config.max_consecutive_drops:
             outcomes = Counter(str(rollout.reward.outcome) for rollout in group.rollouts)

@@ -37,7 +37,7 @@ from deploy.manifest import (
     describe_files,
 )
 from orchestrator.data.prompts import held_out_prompts, make_cap
-from orchestrator.data.tasks import with_budget
+from orchestrator.data.tasks import name_budget
 from orchestrator.record import run_files
 from orchestrator.record.tracking import git_commit, library_versions
 from orchestrator.report.model_card import CARD_FIGURES, write_card
@@ -147,9 +147,9 @@ def write_files(
         answer_tokens=cap.answer_tokens,
         default_cap=section.default_cap_tokens or None,
         max_length_tokens=config.model.max_length_tokens,
-        system_prompt=config.data.train.system_prompt,
+        system_prompt=config.data.train[0].system_prompt,
         budget_prompt_template=config.budget.prompt_template,
-        budgets_tokens=config.budget.buckets_tokens,
+        budgets_tokens=config.buckets_tokens,
         sampling={"temperature": config.evaluation.temperature, "top_p": config.evaluation.top_p},
         switcher=None if threshold is None else {"threshold": threshold},
         training={
@@ -210,7 +210,7 @@ def ask(config: RunConfig) -> str:
 def check_prompts(config: RunConfig, chat: Any, pairs: Sequence[tuple[Task, Prompt]]) -> None:
     """Raises ExportError when the device's template and tokenizer make other tokens of a task."""
     for task, prompt in pairs:
-        messages = with_budget(task.messages, prompt.budget_tokens or 0, config.budget)
+        messages = name_budget(task, prompt.budget_tokens or 0, config.budget)
         if (found := chat.prompt(messages)) != prompt.token_ids.tolist():
             raise ExportError(
                 f"task {task.task_id}: expected the prompt tokens of training, {prompt.token_ids.tolist()[:20]}…, the "

@@ -258,7 +258,7 @@ def check_sources(machine: Machine, config: RunConfig) -> Iterator[Check]:
     wanted = []
     if is_hub_name(config.model.path):
         wanted.append(("model", "models", config.model.path))
-    sources = {s.source for s in (config.data.train, config.data.evaluation, config.data.sft)}
+    sources = {source.source for source in (*config.data.train, *config.data.evaluation)} | {config.data.sft.source}
     wanted += [
         ("data", "datasets", name)
         for name in sorted(sources)

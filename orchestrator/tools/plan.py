@@ -9,6 +9,7 @@ from typing import Any
 from configs.checks.run import model_problems
 from configs.errors import UserError
 from configs.functions import is_function_name
+from configs.keys import sections_of
 from configs.load import ConfigError, dump_config
 from configs.model_shape import DTYPE_BYTES, ModelShape
 from configs.models import is_hub_name, is_local_data, known_config, resolve_model_path
@@ -145,7 +146,7 @@ def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
 
 def task_sources(config: RunConfig) -> dict[str, TaskSource]:
     """Where the run's tasks come from, by the setting that says so."""
-    sources = {"data.train": config.data.train, "data.evaluation": config.data.evaluation}
+    sources = {key: source for name in ("data.train", "data.evaluation") for key, source in sections_of(config, name)}
     if config.heads.num_tasks and config.heads.switcher_labels == "sources":
         sources |= {"data.easy": config.data.easy, "data.hard": config.data.hard}
     return sources | {f"protocol {found.name}": found.source for found in load_protocols(config.protocols)}

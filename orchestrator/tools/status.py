@@ -23,7 +23,7 @@ def read_status(run_dir: Path) -> dict[str, str]:
     config = load_config(run_dir / "config.yaml", [])
     happened, steps = events.read(run_dir), run_files.read_metrics(run_dir)
     lines = {
-        "run": f"{run_dir}: {config.model.path}, {config.data.train.source}",
+        "run": f"{run_dir}: {config.model.path}, {', '.join(source.label for source in config.data.train)}",
         "state": describe_state(run_dir, happened),
     }
     if steps:

@@ -74,7 +74,7 @@ def main() -> None:
         tokenizer = load_tokenizer(model_path, config.model)
 
         def stage_on(difficulties: tuple[int, ...], num_tasks: int, temperature: float = 0.7) -> Stage:
-            data = replace(own.data, evaluation=replace(own.data.evaluation, difficulties=difficulties))
+            data = replace(own.data, evaluation=(replace(own.data.evaluation[0], difficulties=difficulties),))
             changed = replace(
                 own,
                 data=data,

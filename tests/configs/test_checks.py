@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from configs.checks.run import MAY_BE_EMPTY, cluster_problems, model_problems, problems, value_at
+from configs.checks.run import MAY_BE_EMPTY, cluster_problems, model_problems, problems
 from configs.checks.values import LIST_RULES, RULES
+from configs.keys import value_at
 from configs.load import ConfigError, as_flat_dict, load_config
 from configs.models import context_tokens, resolve_model_path
 from configs.schema.run import RunConfig
@@ -18,6 +19,8 @@ GOOD = load_config("quickstart")
 
 
 def with_value(config: Any, key: str, value: Any) -> Any:
+    if isinstance(config, tuple):  # a list of sections
+        return (with_value(config[0], key, value), *config[1:])
     head, _, tail = key.partition(".")
     return dataclasses.replace(config, **{head: with_value(getattr(config, head), tail, value) if tail else value})
 

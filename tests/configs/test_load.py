@@ -2,13 +2,15 @@
 
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.load import ConfigError, as_flat_dict, dump_config, load_config, shipped_names
+from configs.layers import shipped_names
+from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.schema.run import RunConfig
 
 
@@ -56,7 +58,7 @@ def test_overrides_take_lists_numbers_truth_values_and_text():
     assert config.learner.gradient_checkpointing is True
     assert config.run.name == "1e3"
     assert config.budget.prompt_template == "{question} within {budget_tokens}: go"
-    assert config.data.train.system_prompt == "two\nlines"
+    assert config.data.train[0].system_prompt == "two\nlines"
 
 
 def test_a_section_may_be_given_as_a_mapping_or_stay_empty(tmp_path):
@@ -199,3 +201,66 @@ def test_every_shipped_config_is_right_but_for_files_that_the_user_brings(name):
     except ConfigError as error:
         problems = error.problems
     assert [p for p in problems if "no file data/" not in p and "fetch-model" not in p] == []
+
+
+MIXTURE = "data.train=[{source: arithmetic, name: sums, weight: 2}, {name: easy, difficulties: [1]}]"
+
+
+def test_a_list_of_sources_is_a_mixture_and_goes_back_to_yaml(tmp_path):
+    config = load_config("quickstart", [MIXTURE, "data.train.1.num_tasks=7", "data.evaluation.difficulties=[2]"])
+    assert [(source.label, source.weight, source.num_tasks) for source in config.data.train] == [
+        ("sums", 2.0, 0),
+        ("easy", 1.0, 7),
+    ]
+    assert [(source.difficulties, source.held_out) for source in config.data.evaluation] == [((2,), True)]
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    flat = as_flat_dict(config)
+    assert flat["data.train.1.num_tasks"] == 7
+    assert flat["data.evaluation.difficulties"] == "2"
+    assert "data.train.num_tasks" not in flat
+
+
+def test_a_list_on_the_command_line_replaces_the_files_source(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("data:\n  train:\n    difficulties: [1]\n    system_prompt: x\n")
+    assert [source.system_prompt for source in load_config(path, [MIXTURE]).data.train] == ["", ""]
+    path.write_text("data:\n  train:\n    - {name: a, difficulties: [1]}\n    - {name: b}\n")
+    config = load_config(path, ["data.train.0.difficulties=[3]"])
+    assert [source.difficulties for source in config.data.train] == [(3,), (1, 2, 3, 4)]
+
+
+def test_interpolations_work_within_a_mixture(monkeypatch):
+    monkeypatch.setenv("TERSE_PROMPT", "Be brief.")
+    config = load_config("quickstart", ["data.train=[{name: a, system_prompt: '${oc.env:TERSE_PROMPT}'}, {name: b}]"])
+    assert config.data.train[0].system_prompt == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.train=[]"], "data.train: expected at least one section, found an empty list"),
+        (
+            [MIXTURE, "data.train.num_tasks=3"],
+            "data.train.num_tasks: expected one of the 2 of data.train, such as data.train.0.num",
+        ),
+        (["data.train=[3]"], r"data.train.0: expected a section with settings, found 3 \(int\)"),
+        (["data.train.3.num_tasks=1"], "data.train.3.num_tasks: expected a number below 1"),
+        (["data.train=[{sorce: x}]"], "data.train.0.sorce: unknown key; did you mean data.train.source"),
+        (["data.train=[{name: a}, {name: a}]"], "data.train.name: expected a name of its own for each source"),
+        (["data.train=[{name: a, num_tasks: -1}, {name: b}]"], "data.train.0.num_tasks: expected at least 0, found -1"),
+        (["data.train=[{name: a, weight: 0}, {name: b}]"], "data.train.0.weight: expected above 0, found 0"),
+        (["data.train=[{name: a b}, {name: b}]"], "data.train.0.name: expected letters, digits"),
+        (
+            ["data.train=[{name: a, buckets_tokens: [0]}, {name: b}]"],
+            "data.train.0.buckets_tokens: expected a list of budgets",
+        ),
+        (["data.train.prompt_template=x"], "data.train.prompt_template: expected {question} and {budget_tokens}"),
+        (["data.train=3"], "data.train: expected a section with settings, found 3"),
+    ],
+)
+def test_what_is_wrong_with_a_mixture_is_one_line(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", overrides)
+    assert [problem for problem in caught.value.problems if re.search(words, problem)], caught.value

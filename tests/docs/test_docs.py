@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.checks.values import RULES
-from configs.load import setting_names
+from configs.keys import setting_names
 from orchestrator.__main__ import COMMANDS, CONFIGURED, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]

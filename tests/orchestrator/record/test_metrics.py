@@ -8,7 +8,10 @@ from orchestrator.record.metrics import (
     accuracy_interval,
     as_metrics,
     bootstrap_interval,
+    by_budget,
     by_difficulty,
+    by_source,
+    evaluation_metrics,
     group_metrics,
     length_reduction,
     summarise,
@@ -120,3 +123,31 @@ def test_group_metrics_count_rollouts_drops_and_staleness():
     always_right = DroppedGroup(group_id=9, reason="constant", rollouts=make_group([1.0, 1.0]).rollouts)
     assert group_metrics(groups, [always_right], policy_version=4)["reward/accuracy"] == pytest.approx(4 / 6)
     assert metrics["rollout/dropped_constant"] == 1
+
+
+def test_sources_are_told_apart_where_there_are_several():
+    groups = [replace(make_group([1.0, 0.0], group_id=i), source="ab"[i % 2]) for i in range(4)]
+    dropped = [DroppedGroup(group_id=9, reason="constant", rollouts=make_group([1.0, 1.0]).rollouts, source="a")]
+    metrics = group_metrics(groups, dropped, policy_version=4)
+    assert metrics["source/a/dropped_frac"] == pytest.approx(1 / 3)
+    assert metrics["source/b/dropped_frac"] == 0
+    assert metrics["source/a/num_groups"] == 3
+    assert metrics["source/b/accuracy"] == 0.5
+    assert not [name for name in group_metrics(groups[::2], [], policy_version=4) if name.startswith("source/")]
+
+
+def test_summaries_by_source_and_budget():
+    records = [
+        replace(make_record(f"t{i}", [40 + i], [i % 2 == 0]), source="ab"[i % 2], budget_tokens=(40, 80)[i // 5])
+        for i in range(10)
+    ]
+    assert [(name, found.accuracy) for name, found in by_source(records).items()] == [("a", 1.0), ("b", 0.0)]
+    budgets = by_budget(records)
+    assert list(budgets) == ["40", "80"]
+    assert budgets["40"].within_budget_frac == pytest.approx(0.2)
+    assert budgets["80"].budget_gap_mean == pytest.approx((35 + 34 + 33 + 32 + 31) / 5 / 80)
+    metrics = evaluation_metrics("eval/rl", records)
+    assert metrics["eval/rl/source/a/accuracy"] == 1.0
+    assert metrics["eval/rl/budget/80/within_budget_frac"] == 1.0
+    assert metrics["eval/rl/tokens_per_correct"] == pytest.approx(sum(range(40, 50)) / 5)
+    assert by_budget([make_record("t", [1], [True])]) == {}

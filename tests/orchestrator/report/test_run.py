@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,28 @@ def test_the_summary_has_what_programs_read(run_dir):
     assert summary["length_reduction"]["ratio_of_means"] == pytest.approx(2.0)
     assert summary["wall_s"] == 12.0
     assert set(summary["versions"]) >= {"commit", "torch"}
+
+
+def test_the_report_says_where_tokens_go_by_source_and_by_budget(run_dir):
+    for policy, tokens in (("base", 3), ("sft", 100), ("rl", 50)):
+        records = [
+            replace(
+                make_record(f"fake/{i}", [tokens + i], [i % 4 > 0]), source="ab"[i % 2], budget_tokens=(50, 90)[i % 2]
+            )
+            for i in range(20)
+        ]
+        samples = make_sample_rows([make_group([1.0], group_id=i) for i in range(20)], "1+1=?")
+        run_files.write_evaluation(run_dir, policy, records, samples)
+    html = build_report(run_dir).read_text()
+    assert html.count("data:image/png;base64,") == 8
+    assert (run_dir / "figures" / "obedience.png").stat().st_size > 10_000
+    lines = (run_dir / "report.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("| a | after RL | 50.0% |")]
+    assert [line for line in lines if line.startswith("| after RL | 18% off, 10% within | 33% off, 100% within |")]
+    assert [line for line in lines if line.startswith("| after RL | 60.0 | 58.0 | 79.3 | 0.0% |")]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["sources"]["rl"]["b"]["accuracy"] == 1.0
+    assert summary["budgets"]["rl"]["90"]["within_budget_frac"] == 1.0
 
 
 def test_the_reports_show_the_result_and_escape_what_models_write(run_dir):
