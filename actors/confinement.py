@@ -19,6 +19,7 @@ import os
 import platform
 import struct
 import sys
+from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CLONE_THREAD = 0x00010000
@@ -101,22 +102,51 @@ class _Program(ctypes.Structure):
 def confine() -> str:
     """Install all layers; they cannot be taken off again. Returns what could not be installed, empty when all was.
 
-    For a process of one thread: other threads would stay as they are.
+    For a process of one thread: other threads would stay as they are. Landlock, which is the youngest, is not missed here.
     """
+    program, missing = make_filter_program()
+    if program is None:
+        return missing
+    missing = _give_up_rights()
+    _restrict_reading(ctypes.CDLL(None, use_errno=True))
+    return "; ".join(filter(None, [missing, install_filter(program)]))
+
+
+def confine_reading() -> str:
+    """All layers but the filter, for a process that starts others which install it: capabilities and Landlock. Returns what could
+    not be installed."""
+    if sys.platform != "linux":
+        return f"no confinement for {sys.platform}"
+    missing = _give_up_rights()
+    is_restricted = _restrict_reading(ctypes.CDLL(None, use_errno=True))
+    return "; ".join(
+        filter(None, [missing, "" if is_restricted else "no Landlock: programs can read the user's files"])
+    )
+
+
+def make_filter_program() -> tuple[Any, str]:
+    """The filter as `install_filter` takes it, made once for many processes; None and why on a platform without one."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in _ALLOWED:
-        return f"no filter for {sys.platform} on {machine}"
-    libc = ctypes.CDLL(None, use_errno=True)
-    missing = [_drop_capabilities(libc)]
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        return f"the kernel refuses no_new_privs: {os.strerror(ctypes.get_errno())}"
-    _restrict_reading(libc)
+        return None, f"no filter for {sys.platform} on {machine}"
     instructions = make_filter(machine)
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
-    program = _Program(len(instructions), code)
-    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
-        missing.append(f"the kernel refuses the filter: {os.strerror(ctypes.get_errno())}")
-    return "; ".join(filter(None, missing))
+    return _Program(len(instructions), b"".join(struct.pack("HBBI", *step) for step in instructions)), ""
+
+
+def install_filter(program: Any) -> str:
+    """Returns why the kernel refuses it, empty when it does not. The process must have given up new privileges."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if program is not None and libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
+        return f"the kernel refuses the filter: {os.strerror(ctypes.get_errno())}"
+    return ""
+
+
+def _give_up_rights() -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    missing = _drop_capabilities(libc)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        missing += f"; the kernel refuses no_new_privs: {os.strerror(ctypes.get_errno())}"
+    return missing.removeprefix("; ")
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> str:
@@ -131,12 +161,12 @@ def _drop_capabilities(libc: ctypes.CDLL) -> str:
     return ""
 
 
-def _restrict_reading(libc: ctypes.CDLL) -> None:
-    """Landlock: files can be read below Python's directories and those of `sys.path` alone. Nothing where the kernel lacks it."""
+def _restrict_reading(libc: ctypes.CDLL) -> bool:
+    """Landlock: files can be read below Python's directories and those of `sys.path` alone. False where the kernel lacks it."""
     attributes = ctypes.c_uint64(_LANDLOCK_ALL)
     ruleset = libc.syscall(_LANDLOCK_CREATE, ctypes.byref(attributes), ctypes.sizeof(attributes), 0)
     if ruleset < 0:
-        return
+        return False
     directories = {sys.prefix, sys.base_prefix, *_SYSTEM_DIRECTORIES, *(path or os.getcwd() for path in sys.path)}
     for directory in sorted(directories):
         try:
@@ -147,8 +177,9 @@ def _restrict_reading(libc: ctypes.CDLL) -> None:
         rule = struct.pack("=Qi", allowed, descriptor)
         libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
         os.close(descriptor)
-    libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0)
+    refused = libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0)
     os.close(ruleset)
+    return not refused
 
 
 def make_filter(machine: str) -> list[Instruction]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from actors.judges import LABEL, MATH, SAME_VALUE, Judge
 from actors.scaling import group_answers
-from actors.scoring_process import LABEL, MATH, SAME_VALUE, Judge, Scorer
+from actors.scoring_process import Scorer
 from actors.types import Completion, Prompt, Request, Rollout, Sample, Task
 from configs.protocols import load_protocols
 from configs.schema.run import RewardSection, RunConfig
@@ -93,12 +94,13 @@ def judges_of(config: RunConfig) -> tuple[Judge, ...]:
     """All functions that the scoring processes of a run may be asked to call, each once."""
     sources = [*config.data.train, *config.data.evaluation, config.data.easy, config.data.hard]
     sources += [protocol.source for protocol in load_protocols(config.protocols)]
+    resolved = [config.resolved(source) for source in sources]
     scaling = config.scaling
     judges = [
         Judge(key=SAME_VALUE.key, name=scaling.same_answer, args=scaling.same_answer_args),
         LABEL,
         Judge(name=config.reward.verifier, args=config.reward.verifier_args),
-        *(Judge(name=source.verifier, args=source.verifier_args) for source in sources if source.verifier),
+        *(Judge(name=source.verifier, args=source.verifier_args) for source in resolved),
     ]
     return tuple(judge for place, judge in enumerate(judges) if judge not in judges[:place])
 

@@ -29,20 +29,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from actors.confinement import confine
-from configs.built_ins import SAME_ANSWER, VERIFIERS
+from actors.judges import JUDGED, LABEL, MATH, SAME_VALUE, Call, Judge, make_call, prepare, where_raised
 from configs.errors import UserError
-from configs.functions import load_function
 from rewards.base import AnswerVerdict, BadReference, Outcome, Reference
 
 log = logging.getLogger(__name__)
 
-VERIFIER, SAME = "reward.verifier", "scaling.same_answer"
 MEMORY_LIMIT_BYTES = 4 * 2**30
 """Address space of the child."""
 FILE_LIMIT_BYTES = 2**20
@@ -55,8 +51,6 @@ MAX_ERROR_CHARS = 2000
 """Length of the reason why a reference answer is refused."""
 MAX_LINE_BYTES = 2**16
 """Size of a message from the child; a longer one counts as a crash."""
-JUDGED = {outcome.value: outcome for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSABLE, Outcome.ERROR)}
-"""What a verifier can say, by the name that travels."""
 MAX_ANSWER_CHARS = 500
 """Length of an answer that a verdict brings back."""
 ENVIRONMENT = re.compile(
@@ -67,23 +61,6 @@ ENVIRONMENT = re.compile(
 
 MAX_PROBLEMS = 20
 """Different exceptions of verifiers that are logged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
-    """A function that the scoring process calls, as the configuration names it, with its settings.
-
-    Example: `Judge(name="my_checks:is_polite", args={"language": "en"})`
-    """
-
-    name: str = "math"
-    """A built-in one, or `package.module:function`"""
-    args: Mapping[str, Any] = field(default_factory=dict)
-    key: str = VERIFIER
-    """The setting that names it: `VERIFIER`, or `SAME` for one that compares answers"""
-
-
-MATH, LABEL, SAME_VALUE = Judge(), Judge(name="label"), Judge(key=SAME)
 
 
 class Scorer:
@@ -130,10 +107,13 @@ class Scorer:
         return [verdict.outcome == Outcome.CORRECT for verdict in self._judge(answers, other, judge)]
 
     def _judge(self, texts: Sequence[str], other: Any, judge: Judge) -> list[AnswerVerdict]:
+        if judge not in self._judges:
+            raise RuntimeError(f"expected one of the judges that the process was started with, got {judge}")
+        number = self._judges.index(judge)
         self.ensure_ready()
         verdicts: list[AnswerVerdict] = []
         while len(verdicts) < len(texts):
-            request = {"texts": list(texts[len(verdicts) :]), "other": other, "judge": self._judges.index(judge)}
+            request = {"texts": list(texts[len(verdicts) :]), "other": other, "judge": number}
             failure = self._judge_until_failure(request, verdicts)
             if failure is not None:
                 verdicts.append(AnswerVerdict(outcome=failure))
@@ -295,10 +275,6 @@ def _read_verdict(reply: dict[str, Any]) -> AnswerVerdict:
     raise _Nonsense(f"expected a verdict, got keys {sorted(reply)[:5]}")
 
 
-Call = Callable[[str, Any], AnswerVerdict]
-"""A judge with its settings: (text, what it is held against) → verdict"""
-
-
 def serve(connection: socket.socket, calls: Sequence[Call], deadline_s: float, unconfined: str) -> None:
     """The child's loop: say that it is ready, and why it is not confined, then answer until the owner closes its end."""
     with connection, connection.makefile("rb") as requests:
@@ -314,43 +290,11 @@ def serve(connection: socket.socket, calls: Sequence[Call], deadline_s: float, u
                     _send_line(connection, {"error": str(error)[:MAX_ERROR_CHARS]})
                     break  # the rest has the same reference
                 except Exception as error:  # of a verifier that somebody wrote
-                    problem = _where_raised(error)[:MAX_ERROR_CHARS]
+                    problem = where_raised(error)[:MAX_ERROR_CHARS]
                     _send_line(connection, {"outcome": Outcome.ERROR, "answer": "", "problem": problem})
                     continue
                 _send_line(connection, {"outcome": verdict.outcome, "answer": verdict.answer[:MAX_ANSWER_CHARS]})
             signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def make_call(judge: Judge) -> Call:
-    """Raises UserError when there is no such function."""
-    if judge.key == SAME:
-        same = load_function(SAME, judge.name, SAME_ANSWER)
-        return lambda text, other: _as_verdict(bool(same(text, other, **judge.args)))
-    verify = load_function(VERIFIER, judge.name, VERIFIERS)
-
-    def call(text: str, reference: dict[str, Any]) -> AnswerVerdict:
-        told = Reference(**{**reference, "labels": tuple(reference["labels"])})
-        return _as_verdict(verify(text, told, **judge.args))
-
-    return call
-
-
-def _as_verdict(found: Any) -> AnswerVerdict:
-    """True and False stand for a verdict without an answer. Raises TypeError for what is neither."""
-    if isinstance(found, bool):
-        return AnswerVerdict(outcome=Outcome.CORRECT if found else Outcome.WRONG)
-    if not isinstance(found, AnswerVerdict) or not isinstance(found.answer, str) or found.outcome not in JUDGED:
-        raise TypeError(f"expected an AnswerVerdict, True or False from the verifier, found {found!r:.100}")
-    return found
-
-
-def _where_raised(error: Exception) -> str:
-    """The exception and the line of the file that raised it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})" if trace else ""
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def _send_line(connection: socket.socket, message: dict[str, Any]) -> None:
@@ -366,7 +310,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)  # math-verify logs what it cannot parse
     connection = socket.socket(fileno=arguments.socket_fd)
     try:
-        calls = [make_call(Judge(**judge)) for judge in json.loads(arguments.judges)]
+        judges = [Judge(**judge) for judge in json.loads(arguments.judges)]
+        calls = [make_call(judge) for judge in judges]
+        missing = prepare(judges)
     except UserError as error:
         _send_line(connection, {"refused": str(error)[:MAX_ERROR_CHARS]})
         return
@@ -378,7 +324,7 @@ def main() -> None:
     with open(os.devnull, "w") as nowhere:  # a verifier that prints must not run into the limit on what it writes
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    unconfined = confine()
+    unconfined = "; ".join(part for part in (confine(), missing) if part)
     try:
         serve(connection, calls, arguments.deadline_s, unconfined)
     except (BrokenPipeError, ConnectionResetError):

@@ -14,6 +14,7 @@
 VERIFIERS = {
     "math": "rewards.math_answer:verify_math",
     "label": "rewards.label_answer:verify_choice",
+    "code": "actors.code_verifier:verify_code",
 }
 LENGTH_REWARDS = {
     "none": "rewards.length.limits:no_length_reward",
@@ -44,6 +45,9 @@ ADVANTAGES = {
     "dr_grpo": "orchestrator.rl.advantage:dr_grpo",
     "rloo": "orchestrator.rl.advantage:rloo",
     "batch_std": "orchestrator.rl.advantage:batch_std",
+}
+TASK_SOURCES = {
+    "code": "orchestrator.data.code_tasks:rows",
 }
 SAME_ANSWER = {
     "math": "rewards.math_answer:same_answer",

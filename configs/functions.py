@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.built_ins import TASK_SOURCES
 from configs.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -31,6 +32,11 @@ BuiltIns = Mapping[str, str]
 def is_function_name(name: str) -> bool:
     """Whether it has the form `package.module:function`; says nothing of whether there is one."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_task_function(name: str) -> bool:
+    """Whether `data.*.source` names a function that returns rows."""
+    return name in TASK_SOURCES or is_function_name(name)
 
 
 def name_problem(key: str, name: str, built_ins: BuiltIns) -> str:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.built_ins import ADVANTAGES, LENGTH_REWARDS, LOSSES, SAME_ANSWER, VERIFIERS
+from configs.built_ins import ADVANTAGES, LENGTH_REWARDS, LOSSES, SAME_ANSWER, TASK_SOURCES, VERIFIERS
 from configs.errors import UserError
 from configs.functions import (
     BuiltIns,
     call_problem,
-    is_function_name,
+    is_task_function,
     load_function,
     name_problem,
     search_working_directory,
@@ -19,6 +19,9 @@ from configs.functions import (
 from configs.keys import sections_of
 from configs.schema.data import SftSource, TaskSource
 from configs.schema.run import RunConfig
+
+WITH_SETTINGS = ("code",)
+"""Built-in functions whose settings are arguments too; length rewards have sections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,8 @@ def named_functions(config: RunConfig) -> list[NamedFunction]:
 
 def _source_functions(config: RunConfig) -> Iterator[tuple[str, str, BuiltIns, int, Mapping[str, Any]]]:
     for key, source in _sources(config):
-        if is_function_name(source.source):
-            yield f"{key}.source", source.source, {}, 0, source.source_args
+        if is_task_function(source.source):
+            yield f"{key}.source", source.source, TASK_SOURCES, 0, source.source_args
         if isinstance(source, TaskSource) and source.verifier:
             yield f"{key}.verifier", source.verifier, VERIFIERS, 2, source.verifier_args
 
@@ -76,12 +79,12 @@ def naming_problems(config: RunConfig) -> Iterator[str]:
     for function in named_functions(config):
         if problem := name_problem(function.key, function.name, function.built_ins):
             yield problem
-        elif function.args and not function.is_own:
+        elif function.args and not function.is_own and function.name not in WITH_SETTINGS:
             yield (
                 f"{function.key}_args: expected none with {function.key}={function.name}, found {dict(function.args)}"
             )
     for key, source in _sources(config):
-        if source.source_args and not is_function_name(source.source):
+        if source.source_args and not is_task_function(source.source):
             yield f"{key}.source_args: expected none for a source that is no function, found {source.source_args}"
         if isinstance(source, TaskSource) and source.verifier_args and not source.verifier:
             yield f"{key}.verifier_args: expected none without verifier, found {source.verifier_args}"
@@ -93,10 +96,11 @@ def with_functions(config: RunConfig) -> RunConfig:
     Looks for modules in the working directory too, and imports those that are named. Raises UserError for a function that is not
     there or does not take its settings.
     """
-    own = [function for function in named_functions(config) if function.is_own]
+    functions = named_functions(config)
+    own = [function for function in functions if function.is_own]
     if own:
         search_working_directory()
-    for function in own:
+    for function in [function for function in functions if function.is_own or function.args]:
         loaded = load_function(function.key, function.name, function.built_ins)
         if problem := call_problem(function.key, loaded, function.num_arguments, function.args):
             raise UserError(problem)

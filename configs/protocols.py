@@ -112,7 +112,9 @@ def _is_right(where: str, key: str, value: Any, problems: list[str]) -> bool:
         close = difflib.get_close_matches(key, _HINTS, n=1)
         problems.append(f"{where}: {key}: unknown key{f'; did you mean {close[0]}?' if close else ''}")
         return False
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) is dict:
+        fits, words = isinstance(value, dict), "names with values"
+    elif typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         fits = isinstance(value, list) and all(isinstance(one, item) for one in value)
         words = "a list"

@@ -18,7 +18,7 @@ from configs.checks.heads import heads_problems
 from configs.checks.reward import reward_problems
 from configs.checks.rules import expected
 from configs.checks.values import LIST_RULES, RULES
-from configs.functions import is_function_name
+from configs.functions import is_task_function
 from configs.keys import places, sections_of, value_at
 from configs.models import (
     DATA_FORMATS,
@@ -78,8 +78,8 @@ def problems(config: RunConfig) -> list[str]:
         *_length_problems(config),
         *_mixture_problems(config, "data.train"),
         *_mixture_problems(config, "data.evaluation"),
-        *_task_source_problems("data.easy", config.judged(config.data.easy)),
-        *_task_source_problems("data.hard", config.judged(config.data.hard)),
+        *_task_source_problems("data.easy", config.resolved(config.data.easy)),
+        *_task_source_problems("data.hard", config.resolved(config.data.hard)),
         *heads_problems(config),
         *_split_problems(config),
         *_sft_source_problems("data.sft", config.data.sft),
@@ -130,8 +130,10 @@ def field_names(template: str) -> list[str]:
     """Fields of a `str.format` template. Raises ValueError when it is malformed or has fields without a name."""
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     for name in names:
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise ValueError(f"fields must be plain names, or names with dots for nested ones, found {{{name}}}")
+        if not all(part.isidentifier() for part in name.removesuffix("?").split(".")):
+            raise ValueError(
+                f"fields must be plain names, names with dots for nested ones, names that end in ? for what may be missing, found {{{name}}}"
+            )
     return names
 
 
@@ -251,7 +253,7 @@ def _length_problems(config: RunConfig) -> Iterator[str]:
 def _mixture_problems(config: RunConfig, name: str) -> Iterator[str]:
     sections = sections_of(config, name)
     for key, source in sections:
-        yield from _task_source_problems(key, config.judged(source))
+        yield from _task_source_problems(key, config.resolved(source))
     labels = [source.label for _, source in sections]
     if len(set(labels)) < len(labels):
         yield expected(f"{name}.name", "a name of its own for each source", labels)
@@ -260,7 +262,7 @@ def _mixture_problems(config: RunConfig, name: str) -> Iterator[str]:
 def _task_source_problems(prefix: str, source: TaskSource) -> Iterator[str]:
     yield from _source_problems(prefix, source)
     yield from _template_problems(f"{prefix}.question_template", source.question_template)
-    if not source.answer_field.strip() and not is_function_name(source.verifier):
+    if not source.answer_field.strip() and source.verifier in ("math", "label"):
         yield expected(
             f"{prefix}.answer_field", "the name of a row field (or a verifier of your own)", source.answer_field
         )
@@ -300,7 +302,7 @@ def _source_problems(prefix: str, source: TaskSource | SftSource) -> Iterator[st
     elif name == ARITHMETIC:
         if source.preset != "none":
             yield expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
-    elif is_function_name(name):
+    elif is_task_function(name):
         if source.preset != "none":
             yield expected(f"{prefix}.preset", "none for a source that is a function", source.preset)
     elif is_local_data(name) and not any(sign in name for sign in "*?["):

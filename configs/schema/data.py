@@ -12,12 +12,27 @@ class TaskSource:
     """Where tasks come from: the built-in generator, a hub dataset or a local file."""
 
     source: str = ARITHMETIC
-    """`arithmetic`, a local file (.json, .jsonl, .ndjson, also with .gz, .parquet, .csv, .tsv), a directory or a pattern of
+    """`arithmetic`, `code` (forty small programming tasks), a local file (.json, .jsonl, .ndjson, also with .gz, .parquet, .csv, .tsv), a directory or a pattern of
     such files, a Hugging Face dataset name, or a function of your own that returns rows, `package.module:function`. Fields of rows
     may be nested: `reward_model.ground_truth`."""
     source_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a function that returns rows."""
-    preset: Literal["none", "gsm8k", "math500", "svamp", "addsub", "aime", "amc", "mmlu", "gpqa", "strategyqa"] = "none"
+    preset: Literal[
+        "none",
+        "gsm8k",
+        "math500",
+        "svamp",
+        "addsub",
+        "aime",
+        "amc",
+        "mmlu",
+        "gpqa",
+        "strategyqa",
+        "code",
+        "humaneval",
+        "mbpp",
+        "livecodebench",
+    ] = "none"
     """Fills the fields below that are left at their defaults."""
     subset: str = ""
     """Configuration of a hub dataset; empty: the only one."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.presets import apply_preset
 from configs.schema.data import DataSection, TaskSource
 from configs.schema.export import ExportSection
 from configs.schema.heads import HeadsSection, ScalingSection
@@ -377,8 +378,9 @@ class RunConfig:
         """All budgets that training draws from, whichever source has them, smallest first."""
         return tuple(sorted({b for s in self.data.train for b in s.buckets_tokens or self.budget.buckets_tokens}))
 
-    def judged(self, source: TaskSource) -> TaskSource:
-        """The source with the run's verifier where it names none of its own."""
+    def resolved(self, source: TaskSource) -> TaskSource:
+        """The source as its tasks are read: with its preset's settings, and with the run's verifier where it names none."""
+        source = apply_preset(source)
         if source.verifier:
             return source
         return replace(source, verifier=self.reward.verifier, verifier_args=self.reward.verifier_args)

@@ -20,7 +20,7 @@ class Prompter:
 
     def __init__(self, config: RunConfig, tokenizer: Any):
         self._config, self._tokenizer = config, tokenizer
-        sources = [config.judged(source) for source in config.data.train]
+        sources = [config.resolved(source) for source in config.data.train]
         self._stream = TaskStream(sources, config.budget, config.run.seed, config.rl.groups_per_step)
         self.num_too_long = 0
         """Tasks passed over because their prompt has more than `max_prompt_tokens` tokens."""
@@ -48,7 +48,7 @@ class Prompter:
 
 def held_out_prompts(config: RunConfig, tokenizer: Any) -> list[tuple[Task, Prompt]]:
     """The evaluation tasks whose prompts fit."""
-    sources = [config.judged(source) for source in config.data.evaluation]
+    sources = [config.resolved(source) for source in config.data.evaluation]
     tasks = held_out_tasks(sources, config.budget, config.evaluation.num_tasks, config.run.seed)
     return fitting_prompts(tasks, config, tokenizer)
 

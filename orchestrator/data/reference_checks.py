@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from actors.scoring_process import MATH, Judge, Scorer
+from actors.judges import MATH, Judge
+from actors.scoring_process import Scorer
 from actors.types import Task
 from configs.errors import UserError
 from rewards.base import Outcome, Reference

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.tokenizer import load_tokenizer, stop_token_ids
-from configs.functions import is_function_name
+from configs.functions import is_task_function
 from configs.keys import sections_of
 from configs.models import is_local_data
 from configs.schema.data import ARITHMETIC, SftSource, TaskSource
@@ -43,7 +43,7 @@ def rendering_problems(config: RunConfig, directory: Path) -> Iterator[str]:
 
 
 def _is_at_hand(source: str) -> bool:
-    return source == ARITHMETIC or is_function_name(source) or is_local_data(source)
+    return source == ARITHMETIC or is_task_function(source) or is_local_data(source)
 
 
 def _problem(key: str, source: TaskSource | SftSource, render: Callable[[], Any]) -> Iterator[str]:
@@ -54,7 +54,7 @@ def _problem(key: str, source: TaskSource | SftSource, render: Callable[[], Any]
 
 
 def _render_prompt(config: RunConfig, source: TaskSource, tokenizer: Any) -> None:
-    task = first_task(config.judged(source), config.run.seed)
+    task = first_task(config.resolved(source), config.run.seed)
     budget_tokens = max(source.buckets_tokens or config.budget.buckets_tokens)
     make_prompt(task, budget_tokens, config.budget, tokenizer, config.max_prompt_tokens, config.model.masked_lora)
 

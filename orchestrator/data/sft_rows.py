@@ -14,10 +14,11 @@ import numpy as np
 
 from actors.types import TrainRow
 from configs.errors import UserError
+from configs.presets import apply_preset
 from configs.schema.data import ARITHMETIC
 from configs.schema.run import RunConfig
 from orchestrator.data import arithmetic
-from orchestrator.data.sources import Rows, apply_preset, load_rows, preset_hint, read_conversation, with_system_prompt
+from orchestrator.data.sources import Rows, load_rows, preset_hint, read_conversation, with_system_prompt
 from orchestrator.data.tasks import adapter_start, seeded_rng, shuffled_position, with_budget
 from rewards.base import THINK_CLOSE
 

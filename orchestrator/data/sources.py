@@ -3,7 +3,6 @@
 Presets say where well-known datasets keep question and answer; settings that were changed from their defaults win.
 """
 
-import dataclasses
 import itertools
 import json
 import math
@@ -15,9 +14,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
+from configs.built_ins import TASK_SOURCES
 from configs.checks.run import field_names
 from configs.errors import UserError
-from configs.functions import is_function_name, load_function
+from configs.functions import is_task_function, load_function
 from configs.models import DATA_FORMATS, data_format, is_local_data
 from configs.schema.data import SftSource, TaskSource
 from orchestrator.data.local_rows import WrittenNumber, find_files, read_csv_files, read_json_files
@@ -32,37 +32,6 @@ _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Fields beside a turn's content that hold its thought."""
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-
-_WITH_CHOICES = "{question}\n\n{choices}"
-
-TASK_PRESETS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "gsm8k": {"answer_pattern": r"####[ \t]*([^\n]*\S)"},
-    "math500": {"question_template": "{problem}"},
-    "svamp": {"question_template": "{Body} {Question}", "answer_field": "Answer"},
-    "addsub": {"question_template": "{input}", "answer_field": "target"},
-    "aime": {"question_template": "{problem}"},
-    "amc": {},
-    "mmlu": {"question_template": _WITH_CHOICES, "choice_fields": ("choices",)},
-    "gpqa": {
-        "question_template": "{Question}\n\n{choices}",
-        "choice_fields": ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-    },
-    "strategyqa": {
-        "rows_field": "examples",
-        "question_template": "{input}",
-        "labels": ("yes", "no"),
-        "answer_field": "target_scores",
-    },
-}
-SFT_PRESETS: dict[str, dict[str, Any]] = {
-    "none": {},
-    # `solution … #### n`: the answer's mark is one that scoring knows, so it stays.
-    "gsm8k": {"prompt_template": "{question}", "completion_template": "{answer}"},
-    "openthoughts3": {"layout": "messages", "messages_field": "conversations"},
-    "mixture_of_thoughts": {"layout": "messages", "messages_field": "messages"},
-}
-
 
 TaskRows = Callable[..., Iterable[Row]]
 """`(**args)`: what `data.*.source` may name. Rows are mappings of fields, read as those of a file; the same call gives the same rows
@@ -100,7 +69,7 @@ def load_rows(source: TaskSource | SftSource) -> Rows:
         datasets.disable_progress_bars()
     limit = source.num_tasks if isinstance(source, TaskSource) else source.num_rows
     rows: Any
-    if is_function_name(source.source):
+    if is_task_function(source.source):
         rows = _call(source)
     elif not is_local_data(source.source):
         rows = _load_hub(datasets, source)
@@ -119,14 +88,6 @@ def load_rows(source: TaskSource | SftSource) -> Rows:
     return Rows(source.source, rows)
 
 
-def apply_preset(source: AnySource) -> AnySource:
-    """The source with its preset's settings wherever the config left the default."""
-    preset = (TASK_PRESETS if isinstance(source, TaskSource) else SFT_PRESETS)[source.preset]
-    defaults = {field.name: field.default for field in dataclasses.fields(source)}
-    changes = {name: value for name, value in preset.items() if getattr(source, name) == defaults[name]}
-    return dataclasses.replace(source, **changes)
-
-
 def preset_hint(key: str, source: TaskSource | SftSource) -> str:
     """What to add to a complaint about rows of `key`: a shipped configuration may have chosen a preset for other rows."""
     if source.preset == "none" or not key.startswith("data."):
@@ -138,13 +99,20 @@ def render(template: str, row: Row, where: str) -> str:
     """Fill a template from row fields. Raises ValueError naming row and field when one is missing or empty."""
     field_names(template)
     parts = string.Formatter().parse(template)
-    filled = (text + (format(read_text(row, name, where), form or "") if name else "") for text, name, form, _ in parts)
+    filled = (text + (format(_fill(row, name, where), form or "") if name else "") for text, name, form, _ in parts)
     return "".join(filled).strip()
+
+
+def _fill(row: Row, name: str, where: str) -> str:
+    """A field as text; one that ends in `?` may be missing or empty."""
+    if name.endswith("?") and find_field(row, name[:-1]) in (None, "", []):
+        return ""
+    return read_text(row, name.removesuffix("?"), where)
 
 
 def read_text(row: Row, field: str, where: str) -> str:
     """A field as text, numbers as they were written; a whole one written as 43.0 becomes 43. Parts of a message's content
-    (`[{"type": "text", "text": …}]`) are joined. Raises ValueError naming row and field, for a missing number (NaN) too."""
+    (`[{"type": "text", "text": …}]`) are joined, and texts of a list are lines. Raises ValueError naming row and field, for a missing number (NaN) too."""
     value = _read(row, field, where)
     if (
         isinstance(value, list)
@@ -152,6 +120,8 @@ def read_text(row: Row, field: str, where: str) -> str:
         and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
     ):
         value = "".join(str(part.get("text") or "") for part in value)
+    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+        value = "\n".join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         found = type(value).__name__
         raise UserError(f"{where}: expected text or a number in field {field!r}, found {found}")
@@ -186,7 +156,11 @@ def read_answer(row: Row, source: TaskSource, where: str) -> str:
 
 def read_fields(row: Row, names: Sequence[str], where: str) -> dict[str, Any]:
     """What the verifier is told of a row, as JSON can hold it. Raises UserError naming row and field."""
-    fields = {name: _read(row, name, where) for name in names}
+    fields = {
+        name.removesuffix("?"): _read(row, name.removesuffix("?"), where)
+        for name in names
+        if not name.endswith("?") or find_field(row, name[:-1]) not in (None, "", [])
+    }
     for name, value in fields.items():
         try:
             json.dumps(value)
@@ -309,7 +283,7 @@ def read_turns(row: Row, field: str, where: str) -> list[dict[str, str]]:
 def _call(source: TaskSource | SftSource) -> list[Row]:
     """The rows that a function returns."""
     key = "data source"
-    returned = load_function(key, source.source, {})(**source.source_args)
+    returned = load_function(key, source.source, TASK_SOURCES)(**source.source_args)
     if not isinstance(returned, Iterable):
         raise UserError(f"{source.source}: expected rows from the function, found {type(returned).__name__}")
     rows: list[Row] = []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.types import Prompt, Task
+from configs.presets import apply_preset
 from configs.schema.data import ARITHMETIC, TaskSource
 from configs.schema.run import BudgetSection
 from orchestrator.data import arithmetic
@@ -22,7 +23,6 @@ from orchestrator.data.choices import lettered, read_choices, read_label
 from orchestrator.data.mixture import Schedule, apportion
 from orchestrator.data.reference_checks import check_references
 from orchestrator.data.sources import (
-    apply_preset,
     load_rows,
     read_answer,
     read_budget,

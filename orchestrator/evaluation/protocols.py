@@ -13,7 +13,6 @@ from actors.types import Prompt, Task
 from configs.protocols import Protocol, load_protocols
 from configs.schema.run import EvaluationSection, RunConfig
 from orchestrator.data.prompts import fitting_prompts
-from orchestrator.data.sources import apply_preset
 from orchestrator.data.tasks import held_out_tasks
 from orchestrator.evaluation.evaluate import evaluate, make_record, sample_rows
 from orchestrator.record import run_files
@@ -103,8 +102,7 @@ def make_prompts(protocol: Protocol, stage: Stage) -> list[tuple[Task, Prompt]]:
         budget = replace(budget, buckets_tokens=config.protocols.budgets_tokens, weights=())
     else:
         budget = replace(budget, prompt_template="{question}")
-    source = apply_preset(protocol.source)
-    tasks = held_out_tasks([config.judged(source)], budget, config.protocols.num_tasks, config.run.seed)
+    tasks = held_out_tasks([config.resolved(protocol.source)], budget, config.protocols.num_tasks, config.run.seed)
     return fitting_prompts(tasks, replace(config, budget=budget), stage.tokenizer)
 
 

@@ -144,7 +144,7 @@ def gather_sources(dispatcher: Dispatcher, stage: Stage) -> tuple[np.ndarray, np
     config = stage.config
     states, labels = [], []
     for label, source in ((0, config.data.easy), (1, config.data.hard)):
-        tasks = held_out_tasks([config.judged(source)], config.budget, config.heads.num_source_tasks, config.run.seed)
+        tasks = held_out_tasks([config.resolved(source)], config.budget, config.heads.num_source_tasks, config.run.seed)
         prompts = fitting_prompts(tasks, config, stage.tokenizer)
         requests = prompt_requests(prompts, make_reads(config.heads, prompt=True, keeps=True))
         found = [one.inference.prompt_state for one in dispatcher.run(requests)]

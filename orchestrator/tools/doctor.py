@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.engine_sizes import kv_cache_gib
-from configs.functions import is_function_name
+from configs.functions import is_task_function
 from configs.load import ConfigError, load_config
 from configs.models import is_hub_name, is_local_data
 from configs.schema.data import ARITHMETIC
@@ -262,7 +262,7 @@ def check_sources(machine: Machine, config: RunConfig) -> Iterator[Check]:
     wanted += [
         ("data", "datasets", name)
         for name in sorted(sources)
-        if name != ARITHMETIC and not is_function_name(name) and not is_local_data(name)
+        if name != ARITHMETIC and not is_task_function(name) and not is_local_data(name)
     ]
     for what, kind, name in wanted:
         if (hub / f"{kind}--{name.replace('/', '--')}").is_dir():

@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.checks.run import model_problems
 from configs.errors import UserError
-from configs.functions import is_function_name
+from configs.functions import is_task_function
 from configs.keys import sections_of
 from configs.load import ConfigError, dump_config
 from configs.model_shape import DTYPE_BYTES, ModelShape
@@ -125,14 +125,14 @@ def unverifiable_references(config: RunConfig) -> dict[str, SourceReferences]:
     """Reference answers of the local files that tasks come from. Raises ConfigError for a file that cannot be read, naming key, file and row."""
     found: dict[str, SourceReferences] = {}
     for name, source in task_sources(config).items():
-        if not (is_function_name(source.source) or (source.source != ARITHMETIC and is_local_data(source.source))):
+        if not (is_task_function(source.source) or (source.source != ARITHMETIC and is_local_data(source.source))):
             continue
         from orchestrator.data.reference_checks import check_references
         from orchestrator.data.sources import preset_hint
         from orchestrator.data.tasks import read_tasks
 
         try:
-            tasks = read_tasks(config.judged(source))
+            tasks = read_tasks(config.resolved(source))
             problems = check_references(tasks)
         except UserError as error:
             raise ConfigError([f"{name}: {error}{preset_hint(name, source)}"]) from error

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.judges import LABEL, Judge
 from actors.reward import RewardActor
-from actors.scoring_process import LABEL, MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Judge, Scorer
+from actors.scoring_process import MAX_ANSWER_CHARS, OWNER_GONE_GRACE_S, Scorer
 from actors.types import Completion, Prompt, Task
 from configs.errors import UserError
 from configs.schema.run import RewardSection
@@ -294,7 +295,7 @@ def test_closing_ends_both_processes():
 
 def test_no_process_outlives_an_owner_that_is_killed_while_a_completion_hangs():
     script = (
-        "from actors.scoring_process import Judge, Scorer\n"
+        "from actors.judges import Judge\nfrom actors.scoring_process import Scorer\n"
         f"scorer = Scorer({DEADLINE_S}, [Judge(name={HOSTILE.name!r})])\n"
         "scorer._spare.wait_ready()\n"
         "scorer._at_work.send({'texts': ['HANG IN C'], 'other': {'answer': '83', 'labels': []}, 'judge': 0}, 1.0)\n"

@@ -8,9 +8,10 @@ import datasets
 import pytest
 
 from configs.load import ConfigError
+from configs.presets import apply_preset
 from configs.schema.data import SftSource, TaskSource
 from orchestrator.data.choices import read_choices
-from orchestrator.data.sources import apply_preset, load_rows, read_answer, read_budget, read_conversation
+from orchestrator.data.sources import load_rows, read_answer, read_budget, read_conversation
 from orchestrator.data.tasks import load_tasks
 from orchestrator.tools.plan import unverifiable_references
 from tests.configs.test_checks import changed

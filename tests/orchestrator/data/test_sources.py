@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
+from configs.presets import apply_preset
 from configs.schema.data import SftSource, TaskSource
-from orchestrator.data.sources import apply_preset, load_rows, read_answer, read_conversation, render
+from orchestrator.data.sources import load_rows, read_answer, read_conversation, render
 from orchestrator.data.tasks import read_tasks
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
