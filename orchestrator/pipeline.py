@@ -28,6 +28,7 @@ from orchestrator.evaluation.evaluate import evaluate, evaluate_caps, make_recor
 from orchestrator.evaluation.protocols import evaluate_protocols, is_complete
 from orchestrator.evaluation.test_time import evaluate_scaling, evaluate_switcher, load_heads
 from orchestrator.record import checkpoint, run_files
+from orchestrator.record.best import best_adapter
 from orchestrator.record.claim import claim_run_dir, make_run_dir
 from orchestrator.record.dashboard import Dashboard
 from orchestrator.record.events import Event, recorded
@@ -176,7 +177,8 @@ def export_only(config: RunConfig, force: bool, stage: str = "rl") -> Path:
 def run_export(config: RunConfig, parent: Tracker, force: bool = False, stage: str = "rl") -> Path:
     """Needs no cluster; the report's figures and numbers go into the model card. Returns the path of the new report."""
     with part_of(config.run_dir, "export"), start_tracker(config, "export", parent_run_id=parent.run_id) as tracker:
-        tracker.log_metrics(export(config, require_adapter(config, stage), parent.run_id, force), step=0)
+        packed = require_adapter(config, stage) if stage != "rl" else require_step(config, config.export.step)
+        tracker.log_metrics(export(config, packed, parent.run_id, force), step=0)
         write_export_settings(config)
     return build_report(config.run_dir)
 
@@ -204,6 +206,8 @@ def run_heads(stage: Stage) -> None:
 def run_evaluation(stage: Stage) -> None:
     """Every policy on the same held-out prompts, in one go, then what the heads and more samples make of the last."""
     config = stage.config
+    if config.evaluation.step != "last":
+        require_step(config, config.evaluation.step)
     begin_evaluation(config)
     prompts = held_out_prompts(config, stage.tokenizer)
     caps = [make_cap(cap, config.budget, stage.tokenizer) for cap in config.evaluation.caps_tokens]
@@ -240,10 +244,12 @@ def load_policies(stage: Stage) -> dict[str, tuple[int, str]]:
     A version counts steps of RL, here as in training: the adapter after SFT is 0.
     """
     policies = {}
-    versions = {"base": BASE_VERSION, "sft": 0, "rl": stage.config.rl.num_steps}
     for policy in stage.config.policies:
-        version = versions[policy]
-        packed = None if policy == "base" else find_adapter(stage.config, policy)
+        version, packed = {"base": BASE_VERSION, "sft": 0}.get(policy, 0), None
+        if policy == "rl":
+            version, packed = find_step(stage.config, stage.config.evaluation.step) or (0, None)
+        elif policy == "sft":
+            packed = find_adapter(stage.config, policy)
         if packed is not None:
             ref = adapters.make_ref(packed, version)
             stage.cluster.load_adapter(ref, ray.put(packed))
@@ -322,6 +328,30 @@ def find_adapter(config: RunConfig, stage: str) -> bytes | None:
         return None
     num_steps = config.sft.num_steps if stage == "sft" else config.rl.num_steps
     return checkpoint.completed_adapter(config.run_dir / stage, num_steps)
+
+
+def find_step(config: RunConfig, step: str) -> tuple[int, bytes] | None:
+    """Step and adapter of RL that `step` means: `last`, `best`, or a number; None when it is not there."""
+    directory = config.run_dir / "rl"
+    if step == "best":
+        return best_adapter(directory)
+    if step == "last":
+        packed = find_adapter(config, "rl")
+        return None if packed is None else (config.rl.num_steps, packed)
+    found = [path for path in checkpoint.list_checkpoints(directory) if checkpoint.step_of(path) == int(step)]
+    return (int(step), checkpoint.load(found[0]).adapter) if found else None
+
+
+def require_step(config: RunConfig, step: str) -> bytes:
+    """The adapter of `find_step`; UserError that says which steps there are when it is not there."""
+    if step == "last":
+        return require_adapter(config, "rl")
+    found = find_step(config, step)
+    if found is None:
+        steps = ", ".join(str(checkpoint.step_of(path)) for path in checkpoint.list_checkpoints(config.run_dir / "rl"))
+        words = "an adapter kept by rl.keep_best" if step == "best" else f"a checkpoint of step {step}"
+        raise UserError(f"{config.run_dir / 'rl'}: expected {words}, found steps {steps or 'none'}")
+    return found[1]
 
 
 @contextmanager

@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {
     "rl.max_consecutive_drops": COUNT,
     "rl.checkpoint_every_steps": COUNT,
     "rl.evaluate_every_steps": NOT_NEGATIVE,
+    "rl.best_cap_tokens": NOT_NEGATIVE,
     **REWARD_RULES,
     **HEADS_RULES,
     "rollout.num_actors": COUNT,

@@ -10,6 +10,8 @@ class ExportSection:
 
     at_end: bool = True
     """Export when `run` has evaluated; a sweep's trials do not."""
+    step: str = "last"
+    """Which policy of RL is exported: `last`, `best` (rl.keep_best), or the number of a step whose checkpoint is there."""
     precision: Literal["f32", "f16", "int4"] = "f16"
     """Precision of the base's linear layers on the device; int4 packs the grid of `model.base_precision=int4`, or one made of
     the native base."""

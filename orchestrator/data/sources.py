@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.built_ins import TASK_SOURCES
-from configs.checks.run import field_names
+from configs.checks.data import field_names
 from configs.errors import UserError
 from configs.functions import is_task_function, load_function
 from configs.models import DATA_FORMATS, data_format, is_local_data

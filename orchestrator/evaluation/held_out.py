@@ -3,10 +3,11 @@
 import logging
 from typing import Any
 
-from actors.types import AdapterRef
+from actors.types import AdapterRef, EvaluationRecord
 from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.data.prompts import held_out_prompts
 from orchestrator.evaluation.evaluate import make_record, make_requests
+from orchestrator.record import best
 from orchestrator.record.metrics import evaluation_metrics, summarise
 from orchestrator.stage import Stage
 
@@ -23,7 +24,7 @@ class HeldOut:
 
     def __init__(self, stage: Stage):
         self._stage = stage
-        self._running: tuple[int, Dispatcher] | None = None
+        self._running: tuple[int, Dispatcher, Any] | None = None
         self._finished: list[Finished] = []
 
     def __enter__(self) -> "HeldOut":
@@ -44,7 +45,7 @@ class HeldOut:
         prompts = held_out_prompts(config, self._stage.tokenizer)
         for request in make_requests(prompts, config.evaluation, ref.version):
             dispatcher.submit(request)
-        self._running = ref.version, dispatcher
+        self._running = ref.version, dispatcher, packed
         if not has_own_engines:
             self.finish()
 
@@ -61,11 +62,21 @@ class HeldOut:
 
     def _report_when_finished(self) -> None:
         assert self._running is not None
-        version, dispatcher = self._running
+        version, dispatcher, packed = self._running
         if dispatcher.num_in_flight:
             return
         finished, self._finished, self._running = self._finished, [], None
         records = [make_record(one) for one in sorted(finished, key=lambda one: one.request.request_id)]
         self._stage.tracker.log_metrics(evaluation_metrics("eval/rl", records), version)
         summary = summarise(records)
+        self._consider(version, records, packed)
         log.info("held out, step %d: accuracy %.3f, %.1f tokens", version, summary.accuracy, summary.mean_tokens)
+
+    def _consider(self, version: int, records: list[EvaluationRecord], packed: Any) -> None:
+        """Keep the adapter where it is the best so far."""
+        rl = self._stage.config.rl
+        if rl.keep_best == "none":
+            return
+        seen = best.look_at(version, records, rl.best_cap_tokens)
+        if best.consider(self._stage.directory, rl.keep_best, seen, self._stage.cluster.fetch(packed)):
+            log.info("step %d is the best so far: %s", version, best.directory_of(self._stage.directory, version))

@@ -54,6 +54,8 @@ def train(stage: Stage, start_adapter: bytes | None) -> None:
         Watchdog(pool.describe_waiting) as watchdog,
         HeldOut(stage) as held_out,
     ):
+        if config.rl.keep_best != "none" and state.step == 0:
+            held_out.begin(*published)  # what later ones are compared with
         while state.step < config.rl.num_steps:
             clock = StepClock(watchdog.begin)
             groups = pool.take(config.rl.groups_per_step)
