@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,44 @@ PROBE = "terse"
 
 
 def load_tokenizer(model_path: str, model: ModelSection) -> Any:
-    """The model's tokenizer; ValueError when it has no chat template."""
+    """The model's tokenizer, with `model.chat_template_args` written into its chat template.
+
+    Raises ValueError when it has no chat template, or one that does not know an argument.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=model.trust_remote_code)
     if not tokenizer.chat_template:
         raise ValueError(f"model.path {model_path!r}: expected a tokenizer with a chat template, found none")
+    if model.chat_template_args:
+        tokenizer.chat_template = with_arguments(tokenizer.chat_template, model.chat_template_args)
     return tokenizer
+
+
+def with_arguments(template: Any, arguments: Mapping[str, Any]) -> Any:
+    """A chat template, or several by name, in which these variables have these values whatever it is rendered with.
+
+    Example: `{"enable_thinking": False}` → `{%- set enable_thinking = false %}` before the template. Raises ValueError for a
+    variable that the template does not use, and for a value that no template can hold.
+    """
+    if isinstance(template, dict):
+        return {name: with_arguments(one, arguments) for name, one in template.items()}
+    lines = []
+    for name, value in arguments.items():
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ValueError(
+                f"model.chat_template_args.{name}: expected a variable of the model's chat template, found none"
+            )
+        try:
+            literal = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"model.chat_template_args.{name}: expected text, a number or a truth value, found {value!r}"
+            ) from error
+        line = f"{{%- set {name} = {'none' if value is None else literal} %}}"
+        if not template.startswith(line):  # an export's template holds them already
+            lines.append(line)
+    return "".join(lines) + template
 
 
 def stop_token_ids(model_path: str, tokenizer: Any) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ lists what is wrong with the values, all at once.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from configs.presets import apply_preset
 from configs.schema.data import DataSection, TaskSource
@@ -65,6 +65,9 @@ class ModelSection:
     masked_lora: bool = True
     """The adapter is on from the last prompt token on, in training and in every engine, so base and reasoning share
     the prompt's KV cache. False: an ordinary LoRA, on everywhere."""
+    chat_template_args: dict[str, Any] = field(default_factory=dict)
+    """Variables of the model's chat template, such as `enable_thinking: false`. They are written into the template, so that training,
+    engines, base and reasoning mode, the export and every tool that reads it render the same prompt."""
     trust_remote_code: bool = False
     """Run Python code that the model directory brings along."""
 
