@@ -7,6 +7,7 @@ from typing import Any
 
 from actors.types import EvaluationRecord
 from configs.errors import UserError
+from configs.load import load_config
 from orchestrator.record import run_files
 from orchestrator.record.metrics import length_reduction, start_policy, summarise
 from orchestrator.report import sweep_figures
@@ -27,6 +28,9 @@ class TrialResult:
     """`sft`, or `base` in a trial without SFT"""
     start: list[EvaluationRecord]
     rl: list[EvaluationRecord]
+    seconds: float
+    """Wall time of all its stages"""
+    num_gpus: float
     start_capped: dict[int, list[EvaluationRecord]]
     rl_capped: dict[int, list[EvaluationRecord]]
 
@@ -86,9 +90,36 @@ def read_trial(directory: Path, name: str, trial: dict[str, Any]) -> TrialResult
         start_policy=first,
         start=records[first],
         rl=records["rl"],
+        seconds=sum(run_files.read_timings(run_dir).values()),
+        num_gpus=read_num_gpus(run_dir),
         start_capped=run_files.read_capped_records(run_dir, first),
         rl_capped=run_files.read_capped_records(run_dir, "rl"),
     )
+
+
+def read_num_gpus(run_dir: Path) -> float:
+    """GPUs that a trial asks for; 0 where its configuration cannot be read."""
+    try:
+        return float(load_config(run_dir / "config.yaml", []).num_gpus)
+    except UserError:
+        return 0.0
+
+
+def dominated_by(result: TrialResult, results: list[TrialResult]) -> str:
+    """The shortest trial that is at least as often right and at least as short, and better in one of them; empty without one."""
+    own = (summarise(result.rl).accuracy, -summarise(result.rl).mean_tokens)
+    better = []
+    for other in results:
+        theirs = (summarise(other.rl).accuracy, -summarise(other.rl).mean_tokens)
+        if theirs != own and theirs[0] >= own[0] and theirs[1] >= own[1]:
+            better.append((theirs[1], other.name))
+    return max(better)[1] if better else ""
+
+
+def cost_text(result: TrialResult) -> str:
+    """`312 s`, or `1.5 h on 8 GPUs`."""
+    time = f"{result.seconds:.0f} s" if result.seconds < 3600 else f"{result.seconds / 3600:.1f} h"
+    return f"{time} on {result.num_gpus:g} GPU{'s' * (result.num_gpus != 1)}" if result.num_gpus else time
 
 
 def start_name(results: list[TrialResult]) -> str:
@@ -118,9 +149,11 @@ def trial_tables(results: list[TrialResult]) -> list[Table]:
     """A line per finished trial; none without any."""
     columns = (
         *("trial", "accuracy", "95 % interval", "change, points", "mean tokens", "median", "95th percentile"),
-        *("shorter", "per task", "right per 1,000 tokens", "unparsable"),
+        *("shorter", "per task", "right per 1,000 tokens", "unparsable", "cost", "dominated by"),
     )
-    return [Table(columns=columns, rows=tuple(map(trial_row, results)))] if results else []
+    note = "Dominated: another trial is as often right and as short, and better in one of them."
+    rows = tuple((*trial_row(result), cost_text(result), dominated_by(result, results)) for result in results)
+    return [Table(columns=columns, rows=rows, note=note)] if results else []
 
 
 def trial_row(result: TrialResult) -> tuple[str, ...]:
@@ -177,6 +210,8 @@ def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> d
                 "start_accuracy": summarise(result.start).accuracy,
                 "start_mean_tokens": summarise(result.start).mean_tokens,
                 "length_reduction": result.reduction,
+                "seconds": result.seconds,
+                "dominated_by": dominated_by(result, results) or None,
                 "hard_caps": {str(cap): summarise(found).accuracy for cap, found in result.rl_capped.items()},
             }
             for result in results

@@ -150,6 +150,7 @@ def sweep_dir(tmp_path):
             ]
             groups = [make_group([1.0], group_id=i) for i in range(40)]
             run_files.write_evaluation(run_dir, policy, records, make_sample_rows(groups, "p"), capped)
+        run_files.add_timing(run_dir, "rl", 300.0)
     record = {
         "axes": {"rl.kl_beta": [1, 2, 3]},
         "trials": {n: {"values": {"rl.kl_beta": i}, "error": None} for i, n in enumerate(trials)},
@@ -167,11 +168,26 @@ def test_the_report_names_the_best_trial_and_why_others_failed(sweep_dir):
     summary = json.loads((sweep_dir / "summary.json").read_text())
     assert summary["best"] == "a"
     assert summary["trials"]["b"]["accuracy"] == pytest.approx(0.875)
+    assert (summary["trials"]["a"]["dominated_by"], summary["trials"]["b"]["dominated_by"]) == (None, None)
+    assert summary["trials"]["a"]["seconds"] == 300.0
     assert summary["trials"]["b"]["hard_caps"] == {"30": 0.5, "60": 0.5}
     assert summary["unfinished"] == {"c": "terse run failed: <out of memory>"}
     text = (sweep_dir / "report.md").read_text()
     assert "| after SFT | 50.0% | 50.0% | 92.5% |" in text
     assert "| b | 50.0% | 50.0% | 87.5% |" in text
+
+
+def test_a_trial_that_another_beats_in_both_is_marked(sweep_dir):
+    run_dir = sweep_dir / "trials" / "c"
+    for policy, length, wrong in (("sft", 100, 3), ("rl", 45, 4)):
+        records = [make_record(f"t{i}", [length], [i >= wrong]) for i in range(40)]
+        groups = [make_group([1.0], group_id=i) for i in range(40)]
+        run_files.write_evaluation(run_dir, policy, records, make_sample_rows(groups, "p"))
+    run_files.add_timing(run_dir, "rl", 7200.0)
+    build_sweep_report(sweep_dir)
+    assert json.loads((sweep_dir / "summary.json").read_text())["trials"]["c"]["dominated_by"] == "a"
+    (row,) = [line for line in (sweep_dir / "report.md").read_text().splitlines() if line.startswith("| c | 90.0%")]
+    assert row.endswith("| 2.0 h | a |")
 
 
 def test_trials_without_sft_are_compared_with_the_base(sweep_dir):
