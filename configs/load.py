@@ -94,39 +94,6 @@ def as_overrides(settings: Sequence[str] | Mapping[str, Any]) -> list[str]:
         ) from error
 
 
-def split_axes(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """The axes of a sweep, dotted key → values, and the overrides that are none.
-
-    An axis is an override with a list where the setting takes one value, or a list of lists where it takes a list:
-    `rl.kl_beta=[1e-3,1e-4]`, `budget.buckets_tokens=[[40,80],[60]]`. Values are checked by `load_config`.
-
-    Raises ConfigError for an unknown key, an empty list, or a value that is there twice.
-    """
-    axes: dict[str, list[Any]] = {}
-    fixed: list[str] = []
-    problems: list[str] = []
-    for override in overrides:
-        key, _, raw = (part.strip() for part in override.partition("="))
-        leaf = leaf_of(key)
-        if leaf is None or not raw.startswith("["):
-            fixed.append(override)
-            continue
-        try:
-            values = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException):
-            problems.append(f"{COMMAND_LINE}: {key}: expected a YAML list, found {raw!r}")
-            continue
-        if typing.get_origin(leaf.hint) is tuple and not any(isinstance(value, list) for value in values):
-            fixed.append(override)
-        elif not values or any(value in values[:place] for place, value in enumerate(values)):
-            problems.append(f"{COMMAND_LINE}: {key}: expected a list of different values, found {raw}")
-        else:
-            axes[key] = list(values)
-    if problems:
-        raise ConfigError(problems)
-    return axes, fixed
-
-
 def dump_config(config: RunConfig) -> str:
     """Complete YAML that `load_config` reads back to an equal config."""
     tree = _map_text(dataclasses.asdict(config), _escaped)

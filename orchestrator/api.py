@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.types import EvaluationRecord
-from configs.load import as_overrides, load_config, split_axes
+from configs.axes import split_axes
+from configs.load import as_overrides, load_config
 from configs.named_functions import with_functions
 from configs.schema.run import RunConfig
 from orchestrator.cluster.ray_address import names_cluster, prepare_own_cluster

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,8 @@ from typing import Any
 
 import ray
 
-from configs.load import ConfigError, dump_config, load_config, split_axes
+from configs.axes import Axis, Range, require_lists, split_axes
+from configs.load import ConfigError, dump_config, load_config
 from configs.schema.run import RunConfig
 from orchestrator.cluster.cluster import connect
 from orchestrator.pipeline import is_done
@@ -36,6 +37,7 @@ from orchestrator.record import checkpoint
 from orchestrator.record.run_files import SWEEP_LOCK_FILE, sole_writer, write_text
 from orchestrator.record.tracking import Tracker, start_tracker, tracking_uri
 from orchestrator.report.sweep import build_sweep_report, read_sweep
+from orchestrator.search import ListPlan, Plan, StudyPlan, Trial
 from orchestrator.stages import STAGES
 
 log = logging.getLogger(__name__)
@@ -45,17 +47,6 @@ SFT_SETTINGS = ("model.", "lora.", "learner.", "sft.", "data.sft.", "data.train.
 POLL_S = 0.5
 STOP_TIMEOUT_S = 120.0
 LOG_FILE = "log.txt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One combination of the axes' values."""
-
-    name: str
-    """Such as `kl_beta-0.001_length-lcpo_max`"""
-    values: dict[str, Any]
-    """Axis → value"""
-    config: RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +67,41 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
     """
     axes, fixed = split_axes(overrides)
     base = load_config(config, fixed)
-    trials = make_trials(base, config, axes, fixed)
+    if not axes:
+        raise ConfigError(["a sweep needs at least one setting with several values, such as rl.kl_beta=[1e-3,1e-4]"])
+    if base.sweep.method == "grid":
+        first = make_trials(base, config, require_lists(axes), fixed)
+    else:
+        first = [make_trial(base, config, fixed, {key: first_value(axis) for key, axis in axes.items()})]
     base.run_dir.mkdir(parents=True, exist_ok=True)
     with (
         sole_writer(base.run_dir, SWEEP_LOCK_FILE),
         start_tracker(base, "sweep") as tracker,
         cluster_for(base) as num_parallel,
     ):
-        trials = [with_parent(trial, tracker) for trial in trials]
-        if not touches_sft(axes) and not base.sft.adapter and base.start_policy == "sft":
-            trials = share_sft(base, trials, tracker)
-        todo = [trial for trial in trials if not all(is_done(trial.config, stage) for stage in STAGES)]
-        log.info(
-            "%d trials: %d done before, %d to run, %d at a time",
-            *(len(trials), len(trials) - len(todo), len(todo), num_parallel),
-        )
-        failed: dict[str, str] = {}
-        for outcome in run_trials(todo, num_parallel):
+        shares_sft = not touches_sft(axes) and not base.sft.adapter and base.start_policy == "sft"
+        adapter = train_shared_sft(base, tracker) if shares_sft else ""
+
+        def prepared(trial: Trial) -> Trial:
+            return with_parent(with_adapter(trial, adapter), tracker)
+
+        if base.sweep.method == "grid":
+            trials = [prepared(trial) for trial in first]
+            todo = [trial for trial in trials if not all(is_done(trial.config, stage) for stage in STAGES)]
+            counts = len(trials), len(trials) - len(todo), len(todo), num_parallel
+            log.info("%d trials: %d done before, %d to run, %d at a time", *counts)
+            record_trials(base.run_dir, axes, trials, dict.fromkeys((trial.name for trial in todo), NOT_RUN))
+            plan: Plan = ListPlan(todo)
+        else:
+            known = [(row["values"], row["error"]) for row in read_trials(base.run_dir).values()]
+            log.info("%s search: %d of %d trials begun before", base.sweep.method, len(known), base.sweep.num_trials)
+            plan = StudyPlan(base, axes, lambda v: prepared(make_trial(base, config, fixed, v)), known)
+        for outcome in run_trials(
+            plan, num_parallel, begun=lambda t: record_trials(base.run_dir, axes, [t], {t.name: NOT_RUN})
+        ):
             verdict = f"failed: {outcome.error}" if outcome.error else "done"
             log.info("trial %s %s (%.0f s)", outcome.trial.name, verdict, outcome.seconds)
-            if outcome.error:
-                failed[outcome.trial.name] = outcome.error
-        record_trials(base.run_dir, axes, trials, failed)
+            record_trials(base.run_dir, axes, [outcome.trial], {outcome.trial.name: outcome.error})
         report = build_sweep_report(base.run_dir)
         tracker.log_directory(base.run_dir / "figures", "figures")
         for name in ("report.html", "report.md", "sweep.json"):
@@ -106,45 +110,67 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
 
 
 MAX_NAME_CHARS = 100
+NOT_RUN = "not run"
 
 
-def record_trials(directory: Path, axes: dict[str, list[Any]], trials: Sequence[Trial], failed: dict[str, str]) -> None:
+def read_trials(directory: Path) -> dict[str, dict[str, Any]]:
+    """Name → values and error of the trials of earlier calls."""
+    return read_sweep(directory)["trials"] if (directory / "sweep.json").is_file() else {}
+
+
+def record_trials(
+    directory: Path, axes: Mapping[str, Axis], trials: Sequence[Trial], failed: Mapping[str, str | None]
+) -> None:
     """Write `sweep.json`: these axes and trials beside those of earlier calls."""
     record: dict[str, Any] = (
         read_sweep(directory) if (directory / "sweep.json").is_file() else {"axes": {}, "trials": {}}
     )
-    for key, values in axes.items():
+    for key, axis in axes.items():
         known = record["axes"].setdefault(key, [])
-        known += [value for value in values if value not in known]
+        known += [value for value in ([str(axis)] if isinstance(axis, Range) else axis) if value not in known]
     record["trials"] |= {t.name: {"values": t.values, "error": failed.get(t.name)} for t in trials}
     write_text(directory / "sweep.json", json.dumps(record, indent=2))
 
 
 def make_trials(base: RunConfig, config: str, axes: dict[str, list[Any]], fixed: Sequence[str]) -> list[Trial]:
-    """The product of the axes, each with its whole configuration.
-
-    Raises ConfigError with the problems of all of them, and when there is no axis.
-    """
-    if not axes:
-        raise ConfigError(["a sweep needs at least one setting with a list of values, such as rl.kl_beta=[1e-3,1e-4]"])
-    trials, problems = [], []
+    """The product of the axes, each with its whole configuration. Raises ConfigError with the problems of all of them."""
+    trials: list[Trial] = []
+    problems: list[str] = []
     all_values = [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
     names = distinct([trial_name(values) for values in all_values], all_values)
     for name, values in zip(names, all_values, strict=True):
-        place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", "export.at_end=false"]
-        if base.run.mirror:
-            place.append(f"run.mirror={base.run.mirror.rstrip('/')}/{base.run.name}/trials")
-        # A trial inherits MLFLOW_TRACKING_URI, which may hold a password, and that belongs in no file.
-        if base.tracking.uri or not os.environ.get("MLFLOW_TRACKING_URI"):
-            place.append(f"tracking.uri={tracking_uri(base)}")
-        settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
         try:
-            trials.append(Trial(name=name, values=values, config=load_config(config, [*fixed, *settings, *place])))
+            trials.append(make_trial(base, config, fixed, values, name))
         except ConfigError as error:
-            problems += [f"trial {name}: {problem}" for problem in error.problems]
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return trials
+
+
+def make_trial(
+    base: RunConfig, config: str, fixed: Sequence[str], values: dict[str, Any], name: str | None = None
+) -> Trial:
+    """A trial with its whole configuration. Raises ConfigError with its problems."""
+    name = name or distinct([trial_name(values)], [values])[0]
+    place = [f"run.dir={base.run_dir / 'trials'}", f"run.name={name}", "export.at_end=false"]
+    if base.run.mirror:
+        place.append(f"run.mirror={base.run.mirror.rstrip('/')}/{base.run.name}/trials")
+    # A trial inherits MLFLOW_TRACKING_URI, which may hold a password, and that belongs in no file.
+    if base.tracking.uri or not os.environ.get("MLFLOW_TRACKING_URI"):
+        place.append(f"tracking.uri={tracking_uri(base)}")
+    settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    try:
+        return Trial(name=name, values=values, config=load_config(config, [*fixed, *settings, *place]))
+    except ConfigError as error:
+        raise ConfigError([f"trial {name}: {problem}" for problem in error.problems]) from error
+
+
+def first_value(axis: Axis) -> Any:
+    """One that a trial may have, to see whether it can be run at all."""
+    if not isinstance(axis, Range):
+        return axis[0]
+    return int(axis.low) if axis.kind == "int" else axis.low
 
 
 def trial_name(values: dict[str, Any]) -> str:
@@ -172,7 +198,7 @@ def distinct(names: Sequence[str], values: Sequence[dict[str, Any]]) -> list[str
     ]
 
 
-def touches_sft(axes: dict[str, list[Any]]) -> bool:
+def touches_sft(axes: Mapping[str, Any]) -> bool:
     return any(key.startswith(SFT_SETTINGS) for key in axes)
 
 
@@ -182,24 +208,30 @@ def with_parent(trial: Trial, tracker: Tracker) -> Trial:
     return replace(trial, config=replace(trial.config, tracking=tracking))
 
 
-def share_sft(base: RunConfig, trials: Sequence[Trial], tracker: Tracker) -> list[Trial]:
-    """Train the SFT adapter once, unless it is there, and let every trial begin from it."""
+def with_adapter(trial: Trial, adapter: str) -> Trial:
+    """The trial beginning from the SFT adapter that all share, where there is one."""
+    if not adapter:
+        return trial
+    return replace(trial, config=replace(trial.config, sft=replace(trial.config.sft, adapter=adapter)))
+
+
+def train_shared_sft(base: RunConfig, tracker: Tracker) -> str:
+    """The directory of the SFT adapter that trials share, trained once, unless it is there."""
     if not is_done(base, "sft"):
         nested = replace(base, tracking=replace(base.tracking, parent_run_id=tracker.run_id))
         log.info("SFT, shared by all trials: log in %s", base.run_dir / LOG_FILE)
-        (outcome,) = run_trials([Trial(name="sft", values={}, config=nested)], 1, command="sft")
+        only = ListPlan([Trial(name="sft", values={}, config=nested)])
+        (outcome,) = run_trials(only, 1, command="sft")
         if outcome.error:
             raise RuntimeError(f"the SFT stage that trials share failed: {outcome.error}")
-    adapter = checkpoint.list_checkpoints(base.run_dir / "sft")[-1].resolve()
-    return [
-        replace(trial, config=replace(trial.config, sft=replace(trial.config.sft, adapter=str(adapter))))
-        for trial in trials
-    ]
+    return str(checkpoint.list_checkpoints(base.run_dir / "sft")[-1].resolve())
 
 
-def run_trials(trials: Sequence[Trial], num_parallel: int, command: str = "run") -> Iterator[Outcome]:
-    """Each trial as a process, at most so many at once; yields as they end. Ctrl-C lets them save and stop."""
-    waiting = list(trials)
+def run_trials(
+    plan: Plan, num_parallel: int, command: str = "run", begun: Callable[[Trial], None] = lambda trial: None
+) -> Iterator[Outcome]:
+    """Each trial of the plan as a process, at most so many at once; yields as they end. Ctrl-C lets them save and stop."""
+    stopped: dict[str, str] = {}
     running: dict[subprocess.Popen[bytes], tuple[Trial, float]] = {}
     stopped_by_term = False
 
@@ -210,15 +242,23 @@ def run_trials(trials: Sequence[Trial], num_parallel: int, command: str = "run")
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:
-        while waiting or running:
-            while waiting and len(running) < num_parallel:
-                trial = waiting.pop(0)
+        while True:
+            while len(running) < num_parallel and (trial := plan.next()) is not None:
+                begun(trial)
                 running[start_trial(trial, command)] = trial, time.monotonic()
                 log.info("trial %s begins: log in %s", trial.name, trial.config.run_dir / LOG_FILE)
+            if not running:
+                return
             time.sleep(POLL_S)
+            for process, (trial, _) in running.items():
+                if trial.name not in stopped and (why := plan.why_stop(trial)):
+                    stopped[trial.name] = why
+                    process.send_signal(signal.SIGINT)
             for process in [process for process in running if process.poll() is not None]:
                 trial, started_s = running.pop(process)
                 error = last_line(trial.config.run_dir / LOG_FILE) if process.returncode else None
+                error = stopped.get(trial.name, error) if error else None
+                plan.tell(trial, error)
                 yield Outcome(trial=trial, seconds=time.monotonic() - started_s, error=error)
     finally:
         # A terminal's Ctrl-C reaches the trials as well, `ray job stop` only this process. Either way they get the

@@ -14,7 +14,7 @@ LAYERS = ("configs", "rewards", "actors", "deploy", "orchestrator", "terse")
 """A folder imports only from folders to its left, and from itself."""
 ROOMS = (
     *("record", "data", "cluster", "stage", "rl", "evaluation", "report", "tools", "stages"),
-    *("pipeline", "sweep", "api", "__main__"),
+    *("pipeline", "search", "sweep", "api", "__main__"),
 )
 """Folders and files of `orchestrator/`: each imports only from those to its left, and from itself."""
 DEVICE_LIBRARIES = {"jinja2", "numpy", "safetensors", "tokenizers", "xllamacpp"}
@@ -27,6 +27,7 @@ ONLY_IMPORTERS = {
     "deepspeed": {"actors/learner.py"},
     "datasets": {"orchestrator/data/sources.py"},
     "mlflow": {"orchestrator/record/tracking.py"},
+    "optuna": {"orchestrator/search.py"},
     "matplotlib": {"orchestrator/report/figures.py"},
     "gguf": {"deploy/export/gguf.py"},
     "xllamacpp": {"deploy/device/llama.py"},

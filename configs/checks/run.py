@@ -263,6 +263,10 @@ def _rl_problems(config: RunConfig) -> Iterator[str]:
         )
     if rl.keep_best != "none" and not rl.evaluate_every_steps:
         yield expected("rl.evaluate_every_steps", f"above 0 with rl.keep_best {rl.keep_best}", 0)
+    if config.sweep.prune and rl.keep_best == "none":
+        yield expected("rl.keep_best", "accuracy or aes with sweep.prune (what trials are compared by)", rl.keep_best)
+    if config.sweep.prune and config.sweep.method == "grid":
+        yield expected("sweep.prune", "false with sweep.method grid", True)
     for key in ("evaluation.step", "export.step"):
         step = value_at(config, key)
         if step not in ("last", "best") and not step.isdecimal():

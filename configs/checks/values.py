@@ -88,6 +88,7 @@ RULES: dict[str, Rule] = {
     "evaluation.temperature": NOT_NEGATIVE,
     "evaluation.top_p": POSITIVE_SHARE,
     "evaluation.max_completion_tokens": COUNT,
+    "sweep.num_trials": COUNT,
     "protocols.num_tasks": NOT_NEGATIVE,
     "protocols.num_runs": NOT_NEGATIVE,
     **EXPORT_RULES,

@@ -186,6 +186,22 @@ class ClusterSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepSection:
+    """How `terse sweep` chooses its trials."""
+
+    method: Literal["grid", "random", "tpe"] = "grid"
+    """grid: every combination of the axes' values; random and tpe draw trials, tpe (Bergstra et al. 2011) where earlier ones did
+    well. Axes are lists of choices, or ranges: `log(1e-5,1e-2)`, `uniform(0,1)`, `int(4,16)`."""
+    num_trials: int = 16
+    """Trials that random and tpe draw."""
+    objective: Literal["aes", "accuracy"] = "aes"
+    """What is searched for, on held-out tasks after RL: the accuracy-efficiency score against what RL began from (arXiv
+    2501.12570), or accuracy; completions of more than rl.best_cap_tokens count as wrong."""
+    prune: bool = False
+    """Stop a trial whose held-out score between steps is below the median of the others at that step. Needs rl.keep_best."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingSection:
     """MLflow."""
 
@@ -218,6 +234,7 @@ class RunConfig:
     protocols: ProtocolsSection = field(default_factory=ProtocolsSection)
     export: ExportSection = field(default_factory=ExportSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
+    sweep: SweepSection = field(default_factory=SweepSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
     @property

@@ -17,7 +17,7 @@ from orchestrator.record.events import EVENTS_FILE
 log = logging.getLogger(__name__)
 
 FREE_SETTINGS = (
-    *("cluster.", "tracking.", "evaluation.", "scaling.", "protocols.", "export."),
+    *("cluster.", "tracking.", "evaluation.", "scaling.", "protocols.", "export.", "sweep."),
     *("run.dir", "run.mirror", "run.keep_"),
     *("rollout.generate_timeout_s", "learner.call_timeout_s"),
     *("sft.checkpoint_every_steps", "rl.checkpoint_every_steps", "rl.evaluate_every_steps"),

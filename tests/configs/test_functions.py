@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from configs import built_ins
+from configs.axes import split_axes
 from configs.errors import UserError
 from configs.functions import call_problem, load_function, name_problem, search_working_directory, source_digest
-from configs.load import ConfigError, as_flat_dict, dump_config, load_config, split_axes
+from configs.load import ConfigError, as_flat_dict, dump_config, load_config
 from configs.named_functions import with_functions
 
 TABLES = [
