@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actors.hub import local_adapter
+from configs.models import is_local_adapter
 from configs.schema.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ def adapter_problems(config: RunConfig) -> Iterator[str]:
     """What `sft.adapter` says against `lora` and against what learner, engines and device compute."""
     if not config.sft.adapter:
         return
-    path = local_adapter(config.sft.adapter) / "adapter_config.json"
+    path = _options_file(config.sft.adapter)
+    if path is None:
+        return  # of the hub and not here yet: the learner looks at it when it begins
     try:
         options: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -63,6 +65,16 @@ def adapter_problems(config: RunConfig) -> Iterator[str]:
     base = options.get("base_model_name_or_path")
     if base and Path(base).name != Path(config.model.path).name:
         log.warning("sft.adapter: %s was made on %s, model.path is %s", path, base, config.model.path)
+
+
+def _options_file(adapter: str) -> Path | None:
+    """The adapter's PEFT options: in its directory, or in the hub's cache."""
+    if is_local_adapter(adapter):
+        return Path(adapter).expanduser() / "adapter_config.json"
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(adapter, "adapter_config.json")
+    return Path(found) if isinstance(found, str) else None
 
 
 def _metadata_problems(path: Path, options: dict[str, Any]) -> Iterator[str]:
