@@ -78,7 +78,7 @@ def protocol_settings(run_root: Path) -> list[str]:
 def start(run_root: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "orchestrator", "run", "--config", "quickstart", "--json"]
     return subprocess.Popen(
-        [*command, f"run.dir={run_root}", *SETTINGS, *protocol_settings(run_root)],
+        [*command, f"run.dir={run_root}", *SETTINGS, "rl.keep_best=accuracy", *protocol_settings(run_root)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -143,9 +143,13 @@ def test_the_run_directory_holds_what_the_design_says(interrupted_and_resumed):
         "export/MODEL_CARD.md",
         "parity.json",
         "figures/switcher.png",
+        "figures/obedience.png",
         "figures/scaling.png",
     ):
         assert (run_dir / name).is_file(), name
+    best = json.loads((run_dir / "rl" / "best.json").read_text())
+    assert [row["step"] for row in best["seen"]] == [0, 3]
+    assert (run_dir / "rl" / f"best_{best['best']:06d}" / "adapter_model.safetensors").is_file()
     grid = {(row["mode"], row["cap"], row["n"], row["rule"]) for row in summary["scaling"]}
     rules = ("majority", "weighted", "best", "pass")
     greedy = {(mode, 0, 1, "greedy") for mode in ("base", "reasoning")}
