@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from configs.axes import Axis, Range
+from configs.load import ConfigError
 from configs.schema.run import RunConfig
 from orchestrator.record import run_files
 from orchestrator.record.best import FILE, Seen, look_at, read, score
@@ -15,7 +16,7 @@ from orchestrator.record.metrics import start_policy
 log = logging.getLogger(__name__)
 
 MAX_DRAWS = 100
-"""Draws in a row of trials that there were before; then every choice has been tried."""
+"""Draws in a row of trials that there were before, or that cannot be run; then every choice has been tried."""
 NUM_UNPRUNED = 4
 """Trials that run to their end before any is stopped early."""
 DIGITS = 3
@@ -92,7 +93,8 @@ class StudyPlan:
         self._names: set[str] = set()
         self._again: list[Trial] = []
         for values, error in known:
-            self._recall(make(values), error)
+            if fits(values, self._axes):  # not of a call with other axes
+                self._recall(make(values), error)
 
     def next(self) -> Trial | None:
         if self._again:
@@ -103,12 +105,17 @@ class StudyPlan:
             if len(self._names) >= self._base.sweep.num_trials:
                 return None
             asked = self._study.ask()
-            trial = self._make({key: self._draw(asked, key, axis) for key, axis in self._axes.items()})
-            if trial.name not in self._names:
-                self._names.add(trial.name)
-                self._running[trial.name] = asked
-                return trial
-            self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)  # drawn before
+            values = {key: self._draw(asked, key, axis) for key, axis in self._axes.items()}
+            try:
+                trial = self._make(values)
+            except ConfigError as error:
+                log.warning("drawn, and refused: %s", "; ".join(error.problems))
+            else:
+                if trial.name not in self._names:
+                    self._names.add(trial.name)
+                    self._running[trial.name] = asked
+                    return trial
+            self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
         return None
 
     def tell(self, trial: Trial, error: str | None) -> None:
@@ -183,6 +190,14 @@ class StudyPlan:
         if axis.kind == "int":
             return found.IntDistribution(int(axis.low), int(axis.high))
         return found.FloatDistribution(axis.low, axis.high, log=axis.kind == "log")
+
+
+def fits(values: Mapping[str, Any], axes: Mapping[str, Axis]) -> bool:
+    """Whether the axes could have given these values."""
+    return values.keys() == axes.keys() and all(
+        axis.low <= values[key] <= axis.high if isinstance(axis, Range) else values[key] in axis
+        for key, axis in axes.items()
+    )
 
 
 PRUNED = "pruned"

@@ -100,6 +100,19 @@ def test_choices_that_are_used_up_end_the_search(tmp_path):
     assert plan.next() is None
 
 
+def test_trials_of_other_axes_are_left_alone_and_draws_that_cannot_be_run_are_drawn_again(tmp_path, caplog):
+    fixed = [f"run.dir={tmp_path}", "sweep.method=random", "sweep.num_trials=3"]
+    base = load_config("quickstart", fixed)
+    axes = {"rl.group_size": Range(kind="int", low=1, high=3)}
+    known = [({"rl.kl_beta": 0.1}, None), ({"rl.group_size": 9}, None)]
+    plan = StudyPlan(base, axes, lambda values: make_trial(base, "quickstart", fixed, values), known)
+    found = []
+    while (trial := plan.next()) is not None:
+        found.append(trial.values["rl.group_size"])
+    assert sorted(found) == [2, 3]
+    assert "rl.group_size: expected at least 2" in caplog.text
+
+
 def test_a_trial_below_the_median_is_stopped_with_a_reason(make_plan):
     plan = make_plan("random", "sweep.num_trials=8", "sweep.prune=true")
     for accuracy in (0.8, 0.82, 0.78, 0.81, 0.5, 0.9):
