@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from actors.confinement import confine_reading, install_filter, make_filter_program
@@ -81,8 +81,12 @@ class CodeRunner:
         self.unconfined: str = json.loads(hello)["unconfined"]
 
     def run(self, run: Run, limits: Limits) -> Ending:
-        """Blocks until the program has ended. Raises RuntimeError when the runner is gone."""
-        self._socket.sendall(json.dumps({"run": asdict(run), "limits": asdict(limits)}).encode() + b"\n")
+        """Blocks until the program has ended. Raises RuntimeError when the runner is gone.
+
+        What is expected on standard output stays here: no memory that a program can look through ever holds it.
+        """
+        told = asdict(replace(run, output=None))
+        self._socket.sendall(json.dumps({"run": told, "limits": asdict(limits)}).encode() + b"\n")
         reply = self._file.readline()
         if not reply:
             raise RuntimeError("the runner of programs is gone")

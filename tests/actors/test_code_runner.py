@@ -70,6 +70,17 @@ def test_no_variable_of_this_process_reaches_a_program(monkeypatch):
     assert "MY_API_KEY" not in ending.output
 
 
+def test_a_program_that_looks_through_its_memory_does_not_find_what_is_expected(runner):
+    spy = (
+        "import gc, sys\nfound = []\nframe = sys._getframe()\nwhile frame:\n"
+        "    found.append(repr(frame.f_locals))\n    frame = frame.f_back\n"
+        "found += [repr(o) for o in gc.get_objects() if isinstance(o, (dict, tuple, list)) and len(o) < 50]\n"
+        "print(any(str(int('31414') + 1) in text for text in found), len(found))"
+    )
+    ending = runner.run(Run(program=spy, output="31415"), Limits(wall_s=9))
+    assert ending.output.split()[0] == "False", ending
+
+
 def test_the_runner_ends_with_whoever_started_it():
     script = (
         "from actors.code_runner import CodeRunner\nimport os, time\nrunner = CodeRunner()\n"
