@@ -247,7 +247,7 @@ def test_interpolations_work_within_a_mixture(monkeypatch):
         ),
         (["data.train=[3]"], r"data.train.0: expected a section with settings, found 3 \(int\)"),
         (["data.train.3.num_tasks=1"], "data.train.3.num_tasks: expected a number below 1"),
-        (["data.train=[{sorce: x}]"], "data.train.0.sorce: unknown key; did you mean data.train.source"),
+        (["data.train=[{splitt: x}]"], "data.train.0.splitt: unknown key; did you mean data.train.split"),
         (["data.train=[{name: a}, {name: a}]"], "data.train.name: expected a name of its own for each source"),
         (["data.train=[{name: a, num_tasks: -1}, {name: b}]"], "data.train.0.num_tasks: expected at least 0, found -1"),
         (["data.train=[{name: a, weight: 0}, {name: b}]"], "data.train.0.weight: expected above 0, found 0"),
