@@ -79,7 +79,7 @@ def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = 
         if config.export.parity_prompts:
             pairs = held_out_prompts(config, load_tokenizer(str(base_dir), config.model))
             pairs = pairs[: config.export.parity_prompts]
-            with scorer(config) as judge:
+            with scorer(config, [task for task, _ in pairs]) as judge:
                 parity = check_parity(config, base_dir, temporary, pairs, judge)
                 if config.export.precision == "int4":
                     quantisation = report_quantisation(config, bases.native, base_dir, pairs, judge)
@@ -219,15 +219,16 @@ def check_prompts(config: RunConfig, chat: Any, pairs: Sequence[tuple[Task, Prom
 
 
 @contextmanager
-def scorer(config: RunConfig) -> Iterator[Judge]:
-    """Judges a completion in the killable process that training uses."""
-    process = Scorer(config.reward.deadline_s, judges_of(config))
+def scorer(config: RunConfig, tasks: Sequence[Task]) -> Iterator[Judge]:
+    """Judges a completion of one of the tasks, named by whatever has its `task_id`, in the killable process that training uses."""
+    process, by_id = Scorer(config.reward.deadline_s, judges_of(config)), {task.task_id: task for task in tasks}
+
+    def judge(text: str, named: Any) -> bool:
+        task = by_id[named.task_id]
+        return judge_answers(process, [text], task, judge_of(task, config.reward))[0].outcome == Outcome.CORRECT
+
     try:
-        yield (
-            lambda text, task: (
-                judge_answers(process, [text], task, judge_of(task, config.reward))[0].outcome == Outcome.CORRECT
-            )
-        )
+        yield judge
     finally:
         process.close()
 
