@@ -171,7 +171,9 @@ def _watch(
             if descriptor == stdin.fileno():
                 try:
                     to_write = to_write[stdin.send(to_write[: 2**16]) :]
-                except OSError:
+                except BlockingIOError:
+                    continue
+                except OSError:  # it reads no more
                     to_write = b""
                 if not to_write:
                     poll.unregister(stdin)
@@ -181,6 +183,8 @@ def _watch(
             end, buffer = (stdout, output) if descriptor == stdout.fileno() else (verdict, said)
             try:
                 data = end.recv(2**16)
+            except BlockingIOError:
+                continue
             except OSError:
                 data = b""
             buffer += data

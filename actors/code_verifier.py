@@ -3,6 +3,7 @@
 import time
 
 from actors.code_runner import CodeRunner, Limits
+from configs.checks.reward import CODE_TOTAL_TIMEOUT_S
 from rewards.base import AnswerVerdict, Outcome, Reference
 from rewards.code_answer import extract_code, make_runs, same_output
 
@@ -22,7 +23,7 @@ def verify_code(
     reference: Reference,
     *,
     test_timeout_s: float = 2.0,
-    total_timeout_s: float = 4.0,
+    total_timeout_s: float = CODE_TOTAL_TIMEOUT_S,
     memory_mib: int = 512,
 ) -> AnswerVerdict:
     """Whether the program passes every test: CORRECT, WRONG (an assertion or an output), ERROR (an exception, a plain exit, too much

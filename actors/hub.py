@@ -4,13 +4,10 @@ import platform
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.models import is_local_adapter, looks_like_path
+from configs.models import ADAPTER_FILES, is_local_adapter, looks_like_path
 from configs.schema.run import ModelSection
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def local_adapter(name: str) -> Path:

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from configs.keys import leaf_of
-from configs.layers import COMMAND_LINE
+from configs.layers import COMMAND_LINE, read_value
 from configs.load import ConfigError
 
 _NUMBER = r"\s*([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*"
@@ -41,8 +37,8 @@ Axis = list[Any] | Range
 def split_axes(overrides: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
     """The axes of a sweep, dotted key → values, and the overrides that are none.
 
-    An axis is an override with a range, `log(1e-5,1e-2)`, or with a list where the setting takes one value, or a list of lists where it takes a list:
-    `rl.kl_beta=[1e-3,1e-4]`, `budget.buckets_tokens=[[40,80],[60]]`. Values are checked by `load_config`.
+    An axis is an override with a range, `log(1e-5,1e-2)`, with a list where the setting takes one value, or with a list of
+    lists where it takes a list: `rl.kl_beta=[1e-3,1e-4]`, `budget.buckets_tokens=[[40,80],[60]]`. Values are checked by `load_config`.
 
     Raises ConfigError for an unknown key, an empty list, or a value that is there twice.
     """
@@ -59,8 +55,8 @@ def split_axes(overrides: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
             fixed.append(override)
             continue
         try:
-            values = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException):
+            values = read_value(raw)
+        except ValueError:
             problems.append(f"{COMMAND_LINE}: {key}: expected a YAML list, found {raw!r}")
             continue
         if typing.get_origin(leaf.hint) is tuple and not any(isinstance(value, list) for value in values):

@@ -1,7 +1,7 @@
 """Functions that a configuration names: a built-in one by its short name, or anybody's as `package.module:function`.
 
 Both go the same way: the name is looked up among the built-in ones, whose targets are `module:function` too, and the module
-is imported where the function is called. `terse plan` and every run look at all of them first (`orchestrator.named_functions`).
+is imported where the function is called. `terse plan` and every run look at all of them first (`configs.named_functions`).
 """
 
 import difflib

@@ -73,13 +73,20 @@ def read_overrides(overrides: Sequence[str], problems: list[str]) -> dict[str, A
             )  # YAML reads 1:30 as 90
             continue
         try:
-            # OmegaConf's reader takes 1e-3 for a number, as plain YAML does not.
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException):
+            value = read_value(raw)
+        except ValueError:
             problems.append(f"{COMMAND_LINE}: {key}: expected a YAML value, found {raw!r}")
             continue
         settings |= _flatten({key: value}, "", COMMAND_LINE, problems)
     return settings
+
+
+def read_value(raw: str) -> Any:
+    """A YAML value of a command line. OmegaConf's reader takes 1e-3 for a number, as plain YAML does not. Raises ValueError."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index, call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _flatten(tree: Mapping[Any, Any], prefix: str, origin: str, problems: list[str]) -> dict[str, Any]:

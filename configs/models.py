@@ -9,6 +9,8 @@ from typing import Any
 
 from configs.schema.run import EMBEDDED_MODEL
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""Of an adapter in PEFT's format."""
 INDEX_FILE = "model.safetensors.index.json"
 DATA_FORMATS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json"),

@@ -17,6 +17,7 @@ from configs.functions import (
     source_digest,
 )
 from configs.keys import sections_of
+from configs.presets import apply_preset
 from configs.schema.data import SftSource, TaskSource
 from configs.schema.run import RunConfig
 
@@ -70,8 +71,10 @@ def _source_functions(config: RunConfig) -> Iterator[tuple[str, str, BuiltIns, i
 
 
 def _sources(config: RunConfig) -> list[tuple[str, TaskSource | SftSource]]:
-    mixtures = [found for name in ("data.train", "data.evaluation") for found in sections_of(config, name)]
-    return [*mixtures, *((f"data.{name}", getattr(config.data, name)) for name in ("sft", "easy", "hard"))]
+    """By key, with their presets' settings: these may name a verifier."""
+    found = [pair for name in ("data.train", "data.evaluation") for pair in sections_of(config, name)]
+    found += [(f"data.{name}", getattr(config.data, name)) for name in ("sft", "easy", "hard")]
+    return [(key, apply_preset(source)) for key, source in found]
 
 
 def naming_problems(config: RunConfig) -> Iterator[str]:

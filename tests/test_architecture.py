@@ -21,7 +21,7 @@ DEVICE_LIBRARIES = {"jinja2", "numpy", "safetensors", "tokenizers", "xllamacpp"}
 """What `deploy/device` may import, besides Python's own and Terse: the extra `device`."""
 ONLY_IMPORTERS = {
     "fsspec": {"orchestrator/record/mirror.py"},
-    "omegaconf": {"configs/load.py", "configs/layers.py", "configs/axes.py"},
+    "omegaconf": {"configs/load.py", "configs/layers.py"},
     "math_verify": {"rewards/math_answer.py"},
     "vllm": {"actors/engine.py", "actors/kv_sharing.py", "actors/cpu_lora.py"},
     "deepspeed": {"actors/learner.py"},

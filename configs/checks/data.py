@@ -86,10 +86,7 @@ def _source_problems(prefix: str, source: TaskSource | SftSource) -> Iterator[st
     elif name == ARITHMETIC:
         if source.preset != "none":
             yield expected(f"{prefix}.preset", f"none for source {ARITHMETIC}", source.preset)
-    elif is_task_function(name):
-        if source.preset != "none":
-            yield expected(f"{prefix}.preset", "none for a source that is a function", source.preset)
-    elif is_local_data(name) and not any(sign in name for sign in "*?["):
+    elif not is_task_function(name) and is_local_data(name) and not any(sign in name for sign in "*?["):
         path = Path(name).expanduser()
         if not path.exists():
             yield f"{prefix}.source: expected a local file or directory, found no file {name}"

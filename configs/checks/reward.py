@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from configs.checks.rules import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_SHARE, SHARE, Rule, expected
 from configs.schema.run import RunConfig
 
+CODE_TOTAL_TIMEOUT_S = 4.0
+"""Default of the verifier `code` (`actors.code_verifier`)."""
 REWARD_RULES: dict[str, Rule] = {
     "reward.soft_barrier.half_width_frac": SHARE,
     "reward.soft_barrier.floor": ("from -1 to 1", lambda value: -1 <= value <= 1),
@@ -58,6 +60,7 @@ REWARD_LIST_RULES: dict[str, Rule] = {
 def reward_problems(config: RunConfig) -> Iterator[str]:
     """What is wrong between settings of the length reward that is in use."""
     reward, buckets_tokens = config.reward, config.buckets_tokens
+    yield from _code_problems(config)
     if reward.length == "soft_barrier" and buckets_tokens:
         ramp_start = (1 - reward.soft_barrier.half_width_frac) * min(buckets_tokens)
         if ramp_start >= config.rollout.max_completion_tokens:
@@ -73,3 +76,15 @@ def reward_problems(config: RunConfig) -> Iterator[str]:
     if reward.length == "cosine" and cosine.correct_long > cosine.correct_short:
         words = f"at most reward.cosine.correct_short {cosine.correct_short} (else long right answers earn more)"
         yield expected("reward.cosine.correct_long", words, cosine.correct_long)
+
+
+def _code_problems(config: RunConfig) -> Iterator[str]:
+    """The verifier `code` must end by itself: where the deadline comes first, the whole scoring process is killed."""
+    for source in map(config.resolved, (*config.data.train, *config.data.evaluation)):
+        total_s = source.verifier_args.get("total_timeout_s", CODE_TOTAL_TIMEOUT_S)
+        if source.verifier == "code" and isinstance(total_s, int | float) and total_s >= config.reward.deadline_s:
+            yield expected(
+                "reward.deadline_s",
+                f"more than total_timeout_s {total_s:g} of the verifier code",
+                config.reward.deadline_s,
+            )

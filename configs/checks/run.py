@@ -20,6 +20,7 @@ from configs.checks.rules import expected
 from configs.checks.values import LIST_RULES, RULES
 from configs.keys import places, value_at
 from configs.models import (
+    ADAPTER_FILES,
     context_tokens,
     directory_problem,
     is_local_adapter,
@@ -42,9 +43,6 @@ DIFFERENT = (
 )
 """Lists in which a value that stands twice would be counted twice."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MAY_BE_EMPTY = {
     "evaluation.caps_tokens",
     "scaling.caps_tokens",

@@ -104,15 +104,19 @@ def render(template: str, row: Row, where: str) -> str:
 
 
 def _fill(row: Row, name: str, where: str) -> str:
-    """A field as text; one that ends in `?` may be missing or empty."""
+    """A field as text, a list of texts line by line; one that ends in `?` may be missing or empty."""
     if name.endswith("?") and find_field(row, name[:-1]) in (None, "", []):
         return ""
-    return read_text(row, name.removesuffix("?"), where)
+    name = name.removesuffix("?")
+    lines = find_field(row, name)
+    if isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines):
+        return "\n".join(lines)
+    return read_text(row, name, where)
 
 
 def read_text(row: Row, field: str, where: str) -> str:
     """A field as text, numbers as they were written; a whole one written as 43.0 becomes 43. Parts of a message's content
-    (`[{"type": "text", "text": …}]`) are joined, and texts of a list are lines. Raises ValueError naming row and field, for a missing number (NaN) too."""
+    (`[{"type": "text", "text": …}]`) are joined. Raises ValueError naming row and field, for a missing number (NaN) too."""
     value = _read(row, field, where)
     if (
         isinstance(value, list)
@@ -120,8 +124,6 @@ def read_text(row: Row, field: str, where: str) -> str:
         and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
     ):
         value = "".join(str(part.get("text") or "") for part in value)
-    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
-        value = "\n".join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         found = type(value).__name__
         raise UserError(f"{where}: expected text or a number in field {field!r}, found {found}")

@@ -5,7 +5,7 @@ It is chosen on the held-out tasks of the run, so what it reaches on these is a 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,25 @@ def score(rule: str, start: Seen, seen: Seen) -> tuple[float, float]:
 
 
 def consider(stage_dir: Path, rule: str, seen: Seen, packed: bytes) -> bool:
-    """Write down an evaluation, and keep its adapter when none before was better. The first one is what RL began from."""
+    """Write down an evaluation, and keep its adapter when it is better than the one that is kept. The first one is of what RL
+    began from.
+
+    A run that goes on from an earlier checkpoint keeps what it had kept, whichever step that is of.
+    """
     table = read(stage_dir)
-    before = [Seen(**row) for row in table["seen"] if row["step"] < seen.step] if table else []
-    everything = [*before, seen]
-    start = everything[0]
-    best = max(everything, key=lambda one: score(rule, start, one))
-    is_best = best is seen
-    if is_best and not directory_of(stage_dir, seen.step).is_dir():
-        adapters.write_directory(packed, directory_of(stage_dir, seen.step))
-    rows = [{"step": one.step, "accuracy": one.accuracy, "mean_tokens": one.mean_tokens} for one in everything]
-    text = {"rule": rule, "best": best.step, "seen": rows}
-    run_files.write_text(stage_dir / FILE, json.dumps(text, indent=1))
+    rows = {row["step"]: Seen(**row) for row in table["seen"]} if table else {}
+    kept = rows.get(table["best"]) if table and directory_of(stage_dir, table["best"]).is_dir() else None
+    start = rows[min(rows)] if rows else seen
+    is_best = kept is None or score(rule, start, seen) > score(rule, start, kept)
+    if is_best:
+        place = directory_of(stage_dir, seen.step)
+        if place.is_dir():
+            files.remove_directory(place)
+        adapters.write_directory(packed, place)
+    best = seen if kept is None or is_best else kept
+    rows = {**rows, seen.step: seen, best.step: best}
+    listed = [asdict(rows[step]) for step in sorted(rows)]
+    run_files.write_text(stage_dir / FILE, json.dumps({"rule": rule, "best": best.step, "seen": listed}, indent=1))
     for other in stage_dir.glob("best_*"):
         if other.is_dir() and other != directory_of(stage_dir, best.step):
             files.remove_directory(other)

@@ -94,6 +94,7 @@ def test_a_configuration_without_functions_imports_nothing_and_searches_nowhere(
         ("rl.loss=ppo", "rl.loss: expected one of grpo, gspo, cispo, or package.module:function, found 'ppo'"),
         ("rl.advantage_args.scale=2", "rl.advantage_args: expected none with rl.advantage=grpo, found {'scale': 2}"),
         ("data.train.source_args.n=2", "data.train.source_args: expected none for a source that is no function"),
+        ("data.train.verifier_args={total_timeout_s: 9}", "data.train.verifier_args: expected none without verifier"),
         ("data.train.verifier=mat", "data.train.verifier: expected one of math, .*did you mean math"),
         ("data.train.verifier_args.n=2", "data.train.verifier_args: expected none without verifier"),
         ("reward.verifier_args=3", "reward.verifier_args: expected names with values, found 3"),

@@ -4,7 +4,8 @@ import pytest
 
 from actors.judges import Judge
 from actors.scoring_process import Scorer
-from configs.load import load_config
+from configs.errors import UserError
+from configs.load import ConfigError, load_config
 from configs.schema.data import TaskSource
 from orchestrator.data.code_tasks import all_rows, rows
 from orchestrator.data.tasks import read_tasks
@@ -60,3 +61,24 @@ def test_public_code_datasets_have_presets(tmp_path):
     (task,) = read_tasks(TaskSource(source=str(path), preset="mbpp"))
     assert "assert a(1, 2) == 3\nassert a(0, 0) == 0" in task.messages[0]["content"]
     assert task.fields == {"test_list": ["assert a(1, 2) == 3", "assert a(0, 0) == 0"]}
+
+
+def test_the_verifier_must_end_before_the_deadline():
+    overrides = ["data.train=[{source: code}]", "reward.deadline_s=3"]
+    with pytest.raises(
+        ConfigError, match=r"reward.deadline_s: expected more than total_timeout_s 4 of the verifier code"
+    ):
+        load_config("quickstart", overrides)
+    overrides += ["data.train.verifier_args.total_timeout_s=2"]
+    assert load_config("quickstart", overrides).reward.deadline_s == 3
+
+
+def test_rows_of_a_function_take_a_preset_and_a_list_is_no_reference_answer(tmp_path):
+    path = tmp_path / "lists.jsonl"
+    path.write_text('{"question": "1+1=?", "answer": ["2", "3"]}\n')
+    with pytest.raises(UserError, match="expected text or a number in field 'answer', found list"):
+        read_tasks(TaskSource(source=str(path)))
+    config = load_config(
+        "quickstart", ["data.train.source=orchestrator.data.code_tasks:rows", "data.train.preset=code"]
+    )
+    assert read_tasks(config.resolved(config.data.train[0]))[0].verifier == "code"

@@ -1,6 +1,7 @@
 """Which adapter is kept as the best, by which rule."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,11 +50,25 @@ def test_the_best_stays_while_later_ones_are_worse(tmp_path):
     assert [row["step"] for row in table["seen"]] == [0, 10, 20, 30]
 
 
-def test_a_resumed_run_forgets_what_was_seen_after_its_checkpoint(tmp_path):
+def test_a_run_that_goes_on_from_an_earlier_step_loses_no_best_adapter(tmp_path):
     for step, accuracy in ((0, 0.5), (10, 0.6), (20, 0.9)):
         consider(tmp_path, "accuracy", Seen(step=step, accuracy=accuracy, mean_tokens=50), packed(float(step)))
-    assert consider(tmp_path, "accuracy", Seen(step=15, accuracy=0.7, mean_tokens=50), packed(15.0))
-    assert best.best_adapter(tmp_path) == (15, packed(15.0))
+    assert not consider(tmp_path, "accuracy", Seen(step=15, accuracy=0.7, mean_tokens=50), packed(15.0))
+    assert best.best_adapter(tmp_path) == (20, packed(20.0))
+    assert not consider(tmp_path, "accuracy", Seen(step=20, accuracy=0.8, mean_tokens=50), packed(2.0))
+    assert best.best_adapter(tmp_path) == (20, packed(20.0))
+    assert consider(tmp_path, "accuracy", Seen(step=20, accuracy=0.95, mean_tokens=50), packed(3.0))
+    assert best.best_adapter(tmp_path) == (20, packed(3.0))
+    table = json.loads((tmp_path / best.FILE).read_text())
+    assert [(row["step"], row["accuracy"]) for row in table["seen"]] == [(0, 0.5), (10, 0.6), (15, 0.7), (20, 0.95)]
+
+
+def test_a_best_adapter_that_was_removed_gives_way(tmp_path):
+    consider(tmp_path, "accuracy", Seen(step=0, accuracy=0.9, mean_tokens=50), packed(0.0))
+    shutil.rmtree(best.directory_of(tmp_path, 0))
+    assert best.best_adapter(tmp_path) is None
+    assert consider(tmp_path, "accuracy", Seen(step=5, accuracy=0.5, mean_tokens=50), packed(5.0))
+    assert best.best_adapter(tmp_path) == (5, packed(5.0))
 
 
 def test_nothing_is_found_before_the_first_evaluation(tmp_path):
