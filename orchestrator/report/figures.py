@@ -167,7 +167,7 @@ def draw_obedience(pairs: Mapping[str, Sequence[tuple[int, int]]], path: Path) -
     def draw(axes: Any) -> None:
         (axis,) = axes
         names = budget_bins([budget for found in pairs.values() for budget, _ in found])
-        width = 0.02 * (max(names) - min(names))
+        width = 0.02 * ((max(names) - min(names)) or max(names))
         for place, (policy, found) in enumerate(pairs.items()):
             members: dict[str, list[tuple[int, int]]] = {}
             for budget, tokens in found:
@@ -180,7 +180,7 @@ def draw_obedience(pairs: Mapping[str, Sequence[tuple[int, int]]], path: Path) -
             axis.errorbar(
                 where[order], middles[order, 1], errors, fmt="o-", ms=4, color=COLOURS[policy], label=NAMES[policy]
             )
-        ends = np.array([min(names), max(names)])
+        ends = np.array([min(names), max(names)]) + np.array([-width, width])
         axis.plot(ends, ends, color="black", linewidth=1, linestyle="--", label="tokens = budget")
         axis.set(xlabel="budget in the prompt, tokens", ylabel="tokens of the completion", ylim=(0, None))
         axis.set_title("are budgets obeyed?")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from actors.types import EvaluationRecord
 from configs.errors import UserError
 from configs.load import load_config
 from orchestrator.record import run_files
-from orchestrator.record.metrics import length_reduction, start_policy, summarise
+from orchestrator.record.metrics import Summary, length_reduction, start_policy, summarise
 from orchestrator.report import sweep_figures
 from orchestrator.report.run import render
 from orchestrator.report.tables import POLICIES, Table, cap_tables
@@ -34,9 +35,18 @@ class TrialResult:
     start_capped: dict[int, list[EvaluationRecord]]
     rl_capped: dict[int, list[EvaluationRecord]]
 
+    @cached_property
+    def summary(self) -> Summary:
+        """Of its own records"""
+        return summarise(self.rl)
+
+    @cached_property
+    def start_summary(self) -> Summary:
+        return summarise(self.start)
+
     @property
     def accuracy_change(self) -> float:
-        return summarise(self.rl).accuracy - summarise(self.start).accuracy
+        return self.summary.accuracy - self.start_summary.accuracy
 
     @property
     def reduction(self) -> dict[str, float]:
@@ -107,10 +117,10 @@ def read_num_gpus(run_dir: Path) -> float:
 
 def dominated_by(result: TrialResult, results: list[TrialResult]) -> str:
     """The shortest trial that is at least as often right and at least as short, and better in one of them; empty without one."""
-    own = (summarise(result.rl).accuracy, -summarise(result.rl).mean_tokens)
+    own = (result.summary.accuracy, -result.summary.mean_tokens)
     better = []
     for other in results:
-        theirs = (summarise(other.rl).accuracy, -summarise(other.rl).mean_tokens)
+        theirs = (other.summary.accuracy, -other.summary.mean_tokens)
         if theirs != own and theirs[0] >= own[0] and theirs[1] >= own[1]:
             better.append((theirs[1], other.name))
     return max(better)[1] if better else ""
@@ -137,7 +147,7 @@ def headline(results: list[TrialResult], num_trials: int) -> str:
     done = f"{len(results)} of {num_trials} trials are done."
     best = best_trial(results)
     if best is None:
-        return f"{done} No trial is within {100 * MAX_ACCURACY_LOSS:.0f} points of the accuracy {start_name(results)}."
+        return f"{done} No trial is within {100 * MAX_ACCURACY_LOSS:.0f} points of the accuracy of what RL began from ({start_name(results)})."
     return (
         f"{done} {best.name} is {best.reduction['ratio_of_means']:.2f} times shorter than {start_name(results)} at "
         f"{100 * best.accuracy_change:+.1f} points of accuracy: the shortest that loses at most "
@@ -157,7 +167,7 @@ def trial_tables(results: list[TrialResult]) -> list[Table]:
 
 
 def trial_row(result: TrialResult) -> tuple[str, ...]:
-    summary, reduction = summarise(result.rl), result.reduction
+    summary, reduction = result.summary, result.reduction
     return (
         result.name,
         f"{summary.accuracy:.1%}",
@@ -205,10 +215,10 @@ def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> d
         "trials": {
             result.name: {
                 "values": result.values,
-                "accuracy": summarise(result.rl).accuracy,
-                "mean_tokens": summarise(result.rl).mean_tokens,
-                "start_accuracy": summarise(result.start).accuracy,
-                "start_mean_tokens": summarise(result.start).mean_tokens,
+                "accuracy": result.summary.accuracy,
+                "mean_tokens": result.summary.mean_tokens,
+                "start_accuracy": result.start_summary.accuracy,
+                "start_mean_tokens": result.start_summary.mean_tokens,
                 "length_reduction": result.reduction,
                 "seconds": result.seconds,
                 "dominated_by": dominated_by(result, results) or None,
