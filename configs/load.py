@@ -179,6 +179,12 @@ def _defaults() -> DictConfig:
     return OmegaConf.structured(RunConfig)
 
 
+@cache
+def _default_item(name: str) -> DictConfig:
+    """What an item of a list of sections has where it says nothing, as the list's own default: held-out tasks for evaluation."""
+    return OmegaConf.structured(operator.attrgetter(name)(RunConfig())[0])
+
+
 def _merged(settings: Mapping[str, Any], counts: Mapping[str, int], refused: set[str]) -> DictConfig:
     """The schema's defaults with every setting that was not refused."""
     tree: dict[str, Any] = {}
@@ -203,10 +209,8 @@ def _as_config(merged: DictConfig) -> RunConfig:
     config = typing.cast(RunConfig, OmegaConf.to_object(merged))
     lists: dict[str, Any] = {}
     for name in LISTS:
-        # Defaults are those of the list: held-out arithmetic for evaluation.
-        default = OmegaConf.structured(operator.attrgetter(name)(RunConfig())[0])
         items = _map_text([dict(item) for item in operator.attrgetter(name)(config)], _escaped)
-        made = [OmegaConf.to_object(OmegaConf.merge(default, item)) for item in items]
+        made = [OmegaConf.to_object(OmegaConf.merge(_default_item(name), item)) for item in items]
         lists[name.rpartition(".")[2]] = tuple(made)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **lists))
 

@@ -1,5 +1,6 @@
 """Which trials a sweep runs: all that are listed, or those that Optuna draws one after the other. The only importer of optuna."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ class StudyPlan:
         )
         self._running: dict[str, Any] = {}
         self._reported: dict[str, int] = {}
-        self._names: set[str] = set()
+        self._drawn: set[str] = set()
+        self._num_begun = 0
         self._again: list[Trial] = []
         for values, error in known:
             if fits(values, self._axes):  # not of a call with other axes
@@ -102,17 +104,18 @@ class StudyPlan:
             self._running[trial.name] = self._ask_for(trial.values)
             return trial
         for _ in range(MAX_DRAWS):
-            if len(self._names) >= self._base.sweep.num_trials:
+            if self._num_begun >= self._base.sweep.num_trials:
                 return None
             asked = self._study.ask()
             values = {key: self._draw(asked, key, axis) for key, axis in self._axes.items()}
-            try:
-                trial = self._make(values)
-            except ConfigError as error:
-                log.warning("drawn, and refused: %s", "; ".join(error.problems))
-            else:
-                if trial.name not in self._names:
-                    self._names.add(trial.name)
+            if (drawn := json.dumps(values, sort_keys=True)) not in self._drawn:
+                self._drawn.add(drawn)
+                try:
+                    trial = self._make(values)
+                except ConfigError as error:
+                    log.warning("drawn, and refused: %s", "; ".join(error.problems))
+                else:
+                    self._num_begun += 1
                     self._running[trial.name] = asked
                     return trial
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
@@ -143,7 +146,8 @@ class StudyPlan:
 
     def _recall(self, trial: Trial, error: str | None) -> None:
         """A trial of an earlier call: told to the study, or to be run again."""
-        self._names.add(trial.name)
+        self._drawn.add(json.dumps(trial.values, sort_keys=True))
+        self._num_begun += 1
         value = None if error else final_score(trial.config)
         if value is None and not is_pruned(error):
             self._again.append(trial)
