@@ -1,5 +1,6 @@
 """A Ray cluster that does not answer is told at once."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -35,26 +36,41 @@ def test_one_that_answers_and_names_that_ray_knows_pass(monkeypatch):
 
 
 LISTENERS = """
-import os, sys
+import http.client, os
 from orchestrator.cluster.ray_address import prepare_own_cluster
 prepare_own_cluster()
 from configs.load import load_config
 from orchestrator.cluster.cluster import connect
 connect(load_config("quickstart"))
 import psutil, ray, time
+
+def tells(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/metrics")
+        return b"# TYPE" in connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+
 ray.get(ray.remote(lambda: 1).remote())
 time.sleep(2)
-names = {c.laddr.port: p.name() for p in psutil.Process().children(recursive=True) for c in p.net_connections("tcp") if c.status == "LISTEN"}
-print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]), sorted({name for port, name in names.items() if port in (44217, 44227)}), ray.nodes()[0]["MetricsExportPort"] in names)
+listening = {c.laddr.port: p.name() for p in psutil.Process().children(recursive=True) for c in p.net_connections("tcp") if c.status == "LISTEN"}
+assert "gcs_server" in listening.values()
+print(os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]), len([port for port in listening if tells(port)]))
 """
+METRICS = {"RAY_enable_metrics_collection": "1", "AUTOSCALER_METRIC_PORT": "44217", "DASHBOARD_METRIC_PORT": "44227"}
 
 
 @pytest.mark.integration
-def test_a_cluster_of_ones_own_asks_for_a_token_and_shows_no_metrics(monkeypatch):
-    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_enable_metrics_collection"):
-        monkeypatch.delenv(name, raising=False)
-    done = subprocess.run([sys.executable, "-c", LISTENERS], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "token 64 [] False"
+@pytest.mark.parametrize(("environment", "has_metrics"), [({}, False), (METRICS, True)])
+def test_a_cluster_of_ones_own_asks_for_a_token_and_shows_no_metrics_unless_told_to(environment, has_metrics):
+    names = {"RAY_AUTH_MODE", "RAY_ADDRESS", *METRICS}
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENERS], capture_output=True, text=True, check=True, env=clean | environment
+    )
+    mode, length, num_telling = done.stdout.splitlines()[-1].split()
+    assert (mode, length, int(num_telling) > 0) == ("token", "64", has_metrics)
 
 
 def test_who_names_a_cluster_has_it_his_way(monkeypatch):
