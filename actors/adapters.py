@@ -80,12 +80,12 @@ def read_directory(directory: Path) -> bytes:
     return pack(tensors, json.loads(config_path.read_text()))
 
 
-def perturbed(packed: bytes, seed: int) -> bytes:
-    """A probe: the same adapter with noise as large as a typical weight added to every matrix."""
+def perturbed(packed: bytes, seed: int, size: float = 0.05) -> bytes:
+    """A probe: the same adapter with noise of that standard deviation, a typical weight's, added to every matrix."""
     tensors, config = unpack(packed)
     generator = torch.Generator().manual_seed(seed)
     noisy = {
-        name: (tensor.float() + 0.05 * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+        name: (tensor.float() + size * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
         for name, tensor in tensors.items()
     }
     return pack(noisy, config)

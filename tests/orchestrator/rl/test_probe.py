@@ -51,6 +51,18 @@ def test_an_engine_that_uses_its_adapter_passes(packed):
     assert [item == packed for item in engines.loaded] == [True, False, True]
 
 
+def test_a_model_that_is_sure_of_its_tokens_is_asked_under_larger_noise(packed):
+    import torch
+
+    def logprob(loaded):
+        (tensor,) = adapters.unpack(loaded[-1])[0].values()
+        return -0.5 if (tensor - torch.ones(2, 2)).abs().max() < 0.4 else -0.9
+
+    engines = FakeEngines(logprob)
+    prove(engines, packed)
+    assert [item == packed for item in engines.loaded] == [True, False, True] * 2
+
+
 def test_an_engine_that_ignores_the_adapter_is_found_out(packed):
     with pytest.raises(RuntimeError, match="engine 0 ignores the adapter"):
         prove(FakeEngines(lambda loaded: -0.5), packed)
