@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins gpu-check docs bench bench-budget bench-scaling bench-qamr lint clean
+.PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins gpu-check models-table docs bench bench-budget bench-scaling bench-qamr lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 19
@@ -57,6 +57,9 @@ check-pins: $(STAMP) ## resolve both sets of pins without installing; SET=cpu fo
 gpu-check: $(STAMP) ## engine and learner on one GPU: agreement, sleep, memory against the plan, a table of speeds
 	@$(BIN)/python -m pytest -q -m gpu tests/gpu -rs
 	@$(BIN)/python -m tests.gpu.benchmark
+
+models-table: $(STAMP) ## every supported architecture once more, measured into docs/reference/models.json
+	@TERSE_WRITE_MODELS_TABLE=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_architectures.py
 
 docs: $(STAMP) ## the documentation as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "open site/index.html; with search: $(BIN)/python -m http.server --bind 127.0.0.1 --directory site"

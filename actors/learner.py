@@ -192,7 +192,7 @@ class LearnerRank:
         self._started()
         dtype = getattr(torch, self.model.dtype)
         tensors = {name: self._weight(p).to(dtype) for name, p in self._parameters.items()}
-        packed = pack(tensors, peft_config(self.lora))
+        packed = pack(tensors, peft_config(self.lora, tensors))
         return make_ref(packed, self._version), packed if self.rank == 0 else b""
 
     def save_state(self) -> bytes:

@@ -13,7 +13,7 @@ backward when gradients are checkpointed; and each of its layers costs several p
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from configs.architectures import adapted_layers
 from configs.schema.run import LoraSection
 
 PEFT_PREFIX = "base_model.model."
@@ -91,20 +92,18 @@ class MaskedLora(nn.Module):
 
 
 def insert_layers(model: nn.Module, lora: LoraSection, switch: AdapterSwitch) -> dict[str, MaskedLora]:
-    """Wrap every linear layer whose name ends in a target module; returns them by their name in the base.
+    """Wrap every linear layer that `lora.target_modules` means; returns them by their name in the base.
 
     Raises ValueError when a target names no linear layer of the model.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in lora.target_modules
-    }
-    missing = sorted(set(lora.target_modules) - {name.rpartition(".")[2] for name in found})
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    targets, missing = adapted_layers(lora.target_modules, {_end(name) for name in found})
     if missing:
         raise ValueError(f"lora.target_modules: no linear layer of the model is named {', '.join(missing)}")
     layers = {}
     for name, module in found.items():
+        if _end(name) not in targets:
+            continue
         parent, _, child = name.rpartition(".")
         layers[name] = MaskedLora(module, lora.alpha / lora.rank, switch)
         setattr(model.get_submodule(parent), child, layers[name])
@@ -163,18 +162,24 @@ def peft_name(layer: str, matrix: str) -> str:
     return f"{PEFT_PREFIX}{layer}.lora_{matrix}.weight"
 
 
-def peft_config(lora: LoraSection) -> dict[str, Any]:
-    """The least that PEFT and vLLM need; no paths, so that equal adapters are equal bytes."""
+def peft_config(lora: LoraSection, tensors: Iterable[str]) -> dict[str, Any]:
+    """The least that PEFT and vLLM need of an adapter with `tensors`, by their names; no paths, so that equal adapters are
+    equal bytes."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(lora.target_modules),
+        "target_modules": sorted({_end(name.rpartition(".lora_")[0]) for name in tensors}),
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _end(name: str) -> str:
+    """Example: `model.layers.0.mlp.up_proj` → `up_proj`."""
+    return name.rpartition(".")[2]
 
 
 def start_mask(starts: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -4,10 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from configs.architectures import adapted_layers
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of one weight, by `model.dtype`."""
 QK_NORM_TYPES = ("qwen3", "gemma3", "gemma3_text", "olmo2")
 """Architectures that normalise queries and keys."""
+FUSED_TYPES = ("phi3",)
+OUTPUT_NORM_TYPES = ("gemma2", "gemma3", "gemma3_text")
+DEFAULT_HEAD_DIMS = {"qwen3": 128, "gemma3_text": 256}
+"""Where config.json leaves it out; elsewhere it is hidden size over heads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +30,16 @@ class ModelShape:
     vocabulary: int
     is_tied: bool
     has_qk_norm: bool
+    is_fused: bool = False
+    """One linear layer for queries, keys and values, and one for gate and up (Phi-3)."""
+    has_output_norms: bool = False
+    """Two more norms in a layer: of what attention and MLP add (Gemma)."""
 
     @classmethod
     def from_config(cls, hf_config: dict[str, Any]) -> "ModelShape":
         config = {**hf_config, **(hf_config.get("text_config") or {})}
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        head_dim = config.get("head_dim") or hidden // heads
+        head_dim = config.get("head_dim") or DEFAULT_HEAD_DIMS.get(config.get("model_type", "")) or hidden // heads
         return cls(
             hidden=hidden,
             inner=config["intermediate_size"],
@@ -39,11 +49,20 @@ class ModelShape:
             vocabulary=config["vocab_size"],
             is_tied=is_tied(hf_config),
             has_qk_norm=config.get("model_type") in QK_NORM_TYPES,
+            has_output_norms=config.get("model_type") in OUTPUT_NORM_TYPES,
+            is_fused=config.get("model_type") in FUSED_TYPES,
         )
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
         """(in, out) of each linear layer of a block."""
+        if self.is_fused:
+            return {
+                "qkv_proj": (self.hidden, self.query + 2 * self.key_value),
+                "o_proj": (self.query, self.hidden),
+                "gate_up_proj": (self.hidden, 2 * self.inner),
+                "down_proj": (self.inner, self.hidden),
+            }
         return {
             "q_proj": (self.hidden, self.query),
             "k_proj": (self.hidden, self.key_value),
@@ -67,8 +86,8 @@ class ModelShape:
 
     def num_adapter_parameters(self, rank: int, target_modules: Sequence[str]) -> int:
         """A `[rank, in]` and a `[out, rank]` matrix for each adapted layer."""
-        widths = self.widths
-        return self.num_layers * sum(rank * sum(widths[name]) for name in target_modules if name in widths)
+        layers, _ = adapted_layers(target_modules, self.widths)
+        return self.num_layers * sum(rank * sum(self.widths[name]) for name in layers)
 
     def kv_token_bytes(self, dtype_bytes: int) -> int:
         """Keys and values of one token in all layers."""
@@ -82,8 +101,15 @@ class ModelShape:
         adapted layer what lies between A and B.
         """
         attention = self.query + self.key_value
-        norms = 4 * attention if self.has_qk_norm else 0
-        return (8 + 2 * dtype_bytes) * self.hidden + dtype_bytes * (4 * self.inner + 2 * attention + 7 * rank) + norms
+        saved = (8 + 2 * dtype_bytes) * self.hidden + dtype_bytes * (4 * self.inner + 2 * attention + 7 * rank)
+        if self.has_qk_norm:
+            saved += 4 * attention
+        if self.has_output_norms:
+            saved += 8 * self.hidden
+        if self.is_fused:
+            # Values are a part of the fused layer's output, which stays whole.
+            saved += dtype_bytes * (2 * self.query + self.key_value)
+        return saved
 
     def working_layer_bytes(self, dtype_bytes: int) -> int:
         """Gradients of one token that are alive at once while one layer's backward pass runs."""

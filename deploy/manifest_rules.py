@@ -1,4 +1,4 @@
-"""What each value of an export's `manifest.json` must be. Standard library only."""
+"""What each value of an export's `manifest.json` must be. Standard library only, and the names of architectures."""
 
 import json
 import math
@@ -7,6 +7,8 @@ import string
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
+
+from configs.architectures import DEVICE_NAMES
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -164,7 +166,7 @@ def _is_training(value: Any) -> bool:
 
 
 RULES: dict[str, Rule] = {
-    "architecture": ('"qwen2" or "llama"', lambda value: value in ("qwen2", "llama")),
+    "architecture": (f"one of {', '.join(DEVICE_NAMES)}", lambda value: value in DEVICE_NAMES),
     "precision": ('"f32", "f16" or "int4"', lambda value: value in ("f32", "f16", "int4")),
     "base_sha256": ("64 hexadecimal digits", is_sha256),
     "files": ("an object of paths", lambda value: isinstance(value, dict)),

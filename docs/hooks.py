@@ -4,6 +4,7 @@ Other pages are files that have their place elsewhere in the repository; their l
 """
 
 import ast
+import json
 import posixpath
 import re
 import sys
@@ -22,6 +23,8 @@ ELSEWHERE = {
     "changes.md": "CHANGELOG.md",
 }
 """Page → the file that it shows."""
+MODELS_FILE = ROOT / "docs" / "reference" / "models.json"
+MODELS_MARK = "<!-- the table of models.json -->"
 UNITS = {
     "_tokens": "tokens",
     "_s": "seconds",
@@ -46,6 +49,39 @@ def on_files(files: Any, config: Any) -> Any:
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put the table of supported models where the page says."""
+    return markdown.replace(MODELS_MARK, models_table()) if MODELS_MARK in markdown else markdown
+
+
+def models_table() -> str:
+    """What `tests/integration/test_architectures.py` measured of each architecture."""
+    from configs.architectures import ARCHITECTURES
+
+    measured = json.loads(MODELS_FILE.read_text(encoding="utf-8"))
+    lines = [
+        "| family | class in config.json | gradient | engine | prompt shared | device | int4 | plan |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, row in measured["models"].items():
+        name = row["architecture"]
+        family = ARCHITECTURES[name].family + (" with LongRoPE" if kind.endswith("longrope") else "")
+        cells = [
+            *(
+                family,
+                f"`{name}`",
+                f"{row['gradient_gap']:.0e}",
+                f"{row['logprob_gap']:.0e}",
+                f"{row['shared_tokens']}",
+            ),
+            f"{row['device_agreement']:.0%}, {row['device_gap']:.0e}",
+            *(f"{row['int4_gap']:.0e}", "agrees"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+    return "\n".join([*lines, "", f"Measured with {versions}."])
 
 
 def settings_page() -> str:

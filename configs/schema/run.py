@@ -83,7 +83,8 @@ class LoraSection:
     dropout: float = 0.0
     """Dropout in SFT; RL always trains without dropout, so that ratios mean something."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers that get an adapter, by the ends of their names."""
+    """Linear layers that get an adapter, by the ends of their names. Where a model has several in one (Phi-3's qkv_proj and
+    gate_up_proj), the names of all its parts mean it."""
 
 
 @dataclass(frozen=True, kw_only=True)

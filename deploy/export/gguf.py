@@ -6,17 +6,17 @@ Integers and scales of an int4 base are packed as they are (Q4_0), never quantis
 """
 
 import json
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gguf
 import numpy as np
 from safetensors import safe_open
 
 from configs.models import weight_files
+from deploy.export.decoder import Decoder, Rope
 from deploy.export.quantize import GROUP, is_quantised
 from deploy.export.vocabulary import read_vocabulary
 
@@ -24,13 +24,6 @@ Precision = Literal["f32", "f16", "int4"]
 Grid = dict[str, tuple[np.ndarray, np.ndarray]]
 """Weight name → integers int8 `[out, in]`, scales float16 `[out, in / 32]`."""
 
-_LINEAR_LAYERS = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
-ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
-EXPECTED_SETTINGS = {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "partial_rotary_factor": 1.0}
-"""What the files cannot say otherwise."""
 BLOCK_BYTES = 2 + GROUP // 2
 _FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
@@ -39,51 +32,37 @@ _FILE_TYPES = {
 }
 
 
-def architecture(hf_config: dict[str, Any]) -> str:
-    """llama.cpp's name of the model's architecture.
-
-    Raises ValueError for an architecture, or a setting of one, that is not exported.
-    """
-    names = hf_config.get("architectures") or ["none"]
-    if names[0] not in ARCHITECTURES:
-        raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, found {names[0]}")
-    for key, value in EXPECTED_SETTINGS.items():
-        if hf_config.get(key, value) != value:
-            raise ValueError(f"config.json, {key}: expected {value!r} for an export, found {hf_config[key]!r}")
-    return ARCHITECTURES[names[0]]
-
-
-def write_base(model_dir: Path, path: Path, precision: Precision, embeddings: str, grid: Grid) -> None:
+def write_base(
+    model_dir: Path, decoder: Decoder, path: Path, precision: Precision, embeddings: str, grid: Grid
+) -> None:
     """Write `path` from a Hugging Face directory.
 
     `grid` has every quantised weight of an int4 base, and is empty otherwise; `embeddings` (`f16` or `q8_0`) is what an
-    int4 base keeps embeddings and lm_head in. Raises ValueError naming the tensor or the setting that does not fit.
+    int4 base keeps embeddings and lm_head in. Raises ValueError naming the tensor that does not fit.
     """
-    hf_config = json.loads((model_dir / "config.json").read_text())
-    arch = architecture(hf_config)
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, decoder.architecture)
     try:
-        _write_metadata(writer, hf_config, precision)
-        _write_vocabulary(writer, model_dir, hf_config)
+        _write_metadata(writer, decoder, precision)
+        _write_vocabulary(writer, model_dir, decoder)
         for name, value in _tensors(model_dir):
-            if name == "lm_head.weight" and hf_config.get("tie_word_embeddings"):
+            if name == "lm_head.weight" and decoder.is_tied:
                 continue
-            target = tensor_name(name, hf_config["num_hidden_layers"])
+            target = tensor_name(name, decoder)
             if is_quantised(name, value.shape) and precision == "int4":
                 q, scales = grid[name]
-                blocks = pack(permute(q, name, hf_config), permute(scales, name, hf_config))
+                blocks = pack(decoder.permute(q, name), decoder.permute(scales, name))
                 writer.add_tensor(target, blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
             else:
-                _add_plain(writer, target, permute(value, name, hf_config), precision, embeddings)
-        if (factors := rope_factors(hf_config)) is not None:
-            writer.add_tensor("rope_freqs.weight", factors)
+                offset = decoder.norm_offset if name.endswith("norm.weight") else 0.0
+                _add_plain(writer, target, decoder.permute(value + offset, name), precision, embeddings)
+        _write_divisors(writer, decoder.rope)
         _finish(writer)
     finally:
         writer.close()
 
 
-def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> None:
-    """Write a PEFT directory as LoRA for the base with that config.
+def write_adapter(adapter_dir: Path, decoder: Decoder, path: Path) -> None:
+    """Write a PEFT directory as LoRA for that base.
 
     Raises ValueError for an adapter that is more than LoRA matrices of linear layers.
     """
@@ -96,7 +75,7 @@ def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> N
             f"adapter_config.json: expected peft_type LORA with bias none, found {peft_config.get('peft_type')} "
             f"with bias {peft_config.get('bias')}"
         )
-    writer = gguf.GGUFWriter(path, architecture(hf_config))
+    writer = gguf.GGUFWriter(path, decoder.architecture)
     try:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -110,9 +89,9 @@ def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> N
                 value = file.get_tensor(key).float().numpy()
                 name = f"{layer}.weight"
                 # Rows of B are the layer's outputs, so they move as its weight's rows do.
-                value = permute(value, name, hf_config) if matrix.startswith("B") else value
+                value = decoder.permute(value, name) if matrix.startswith("B") else value
                 writer.add_tensor(
-                    f"{tensor_name(name, hf_config['num_hidden_layers'])}.lora_{matrix[0].lower()}",
+                    f"{tensor_name(name, decoder)}.lora_{matrix[0].lower()}",
                     np.ascontiguousarray(value),
                 )
         _finish(writer)
@@ -120,15 +99,15 @@ def write_adapter(adapter_dir: Path, hf_config: dict[str, Any], path: Path) -> N
         writer.close()
 
 
-def read_grid(path: Path, hf_config: dict[str, Any]) -> Grid:
+def read_grid(path: Path, decoder: Decoder) -> Grid:
     """Integers and scales of every Q4_0 tensor of a base file, under the names and in the order of the weights."""
-    back = {tensor_name(name, hf_config["num_hidden_layers"]): name for name in _weight_names(hf_config)}
+    back = {tensor_name(name, decoder): name for name in _weight_names(decoder)}
     grid = {}
     for tensor in gguf.GGUFReader(path).tensors:
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
             name = back[tensor.name]
             q, scales = unpack(np.asarray(tensor.data).reshape(int(tensor.shape[1]), -1))
-            grid[name] = unpermute(q, name, hf_config), unpermute(scales, name, hf_config)
+            grid[name] = decoder.unpermute(q, name), decoder.unpermute(scales, name)
     return grid
 
 
@@ -151,101 +130,64 @@ def unpack(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (nibbles.astype(np.int8) - 8).reshape(len(blocks), -1), scales
 
 
-def permute(rows: np.ndarray, name: str, hf_config: dict[str, Any]) -> np.ndarray:
-    """Rows of a q or k projection in the order that llama.cpp's llama wants them; others as they are.
-
-    Hugging Face rotates row i of a head with row i + head_dim / 2, llama.cpp's `llama` neighbours with each other: row
-    `(half, i)` goes to `(i, half)`. `qwen2` keeps Hugging Face's order.
-    """
-    heads = _rotated_heads(name, hf_config)
-    if not heads:
-        return rows
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def unpermute(rows: np.ndarray, name: str, hf_config: dict[str, Any]) -> np.ndarray:
-    heads = _rotated_heads(name, hf_config)
-    if not heads:
-        return rows
-    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def tensor_name(name: str, num_layers: int) -> str:
+def tensor_name(name: str, decoder: Decoder) -> str:
     """Example: `model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`. Raises ValueError for an unknown tensor."""
-    found = _name_map(num_layers).get_name(name, try_suffixes=(".weight", ".bias"))
+    found = _name_map(decoder.architecture, decoder.num_layers).get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None:
-        raise ValueError(f"tensor {name}: expected a tensor of a plain Qwen2 or Llama model of {num_layers} layers")
+        raise ValueError(
+            f"tensor {name}: expected a tensor of a plain {decoder.architecture} model of {decoder.num_layers} layers"
+        )
     return found
 
 
 @lru_cache(maxsize=4)
-def _name_map(num_layers: int) -> gguf.TensorNameMap:
+def _name_map(architecture: str, num_layers: int) -> gguf.TensorNameMap:
     """Llama's names without a mixture of experts are Qwen2's."""
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, num_layers)
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(numbers["qwen2" if architecture == "llama" else architecture], num_layers)
 
 
-def rope_factors(hf_config: dict[str, Any]) -> np.ndarray | None:
-    """What each rotation frequency is divided by, float32 `[head_dim / 2]`, for rope type `llama3` (Llama 3.1's report);
-    None for the others, which are metadata."""
-    rope = _rope(hf_config)
-    if rope["rope_type"] != "llama3":
-        return None
-    dim, old_length = _head_dim(hf_config), rope["original_max_position_embeddings"]
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    frequencies = rope["rope_theta"] ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-    turns = old_length * frequencies / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
-
-
-def _rotated_heads(name: str, hf_config: dict[str, Any]) -> int:
-    if architecture(hf_config) != "llama":
-        return 0
-    if ".q_proj." in name:
-        return hf_config["num_attention_heads"]
-    return hf_config.get("num_key_value_heads", hf_config["num_attention_heads"]) if ".k_proj." in name else 0
-
-
-def _head_dim(hf_config: dict[str, Any]) -> int:
-    return hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"]
-
-
-def _rope(hf_config: dict[str, Any]) -> dict[str, Any]:
-    """Rope settings with `rope_type` and `rope_theta`, wherever this version of transformers put them."""
-    rope = {**(hf_config.get("rope_scaling") or {}), **(hf_config.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear", "yarn", "llama3"):
-        raise ValueError(f"config.json, rope type: expected default, linear, yarn or llama3, found {kind}")
-    return {"rope_theta": hf_config.get("rope_theta", 10000.0), **rope, "rope_type": kind}
-
-
-def _write_metadata(writer: gguf.GGUFWriter, hf_config: dict[str, Any], precision: Precision) -> None:
-    heads, head_dim, rope = hf_config["num_attention_heads"], _head_dim(hf_config), _rope(hf_config)
+def _write_metadata(writer: gguf.GGUFWriter, decoder: Decoder, precision: Precision) -> None:
+    rope = decoder.rope
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(_FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(hf_config["vocab_size"])
-    writer.add_context_length(hf_config["max_position_embeddings"])
-    writer.add_embedding_length(hf_config["hidden_size"])
-    writer.add_block_count(hf_config["num_hidden_layers"])
-    writer.add_feed_forward_length(hf_config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(hf_config.get("num_key_value_heads", heads))
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(hf_config["rms_norm_eps"])
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] in ("linear", "yarn"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
-        writer.add_rope_scaling_factor(rope["factor"])
-    if rope["rope_type"] == "yarn":
-        length = rope.get("original_max_position_embeddings", hf_config["max_position_embeddings"])
-        writer.add_rope_scaling_orig_ctx_len(length)
+    writer.add_vocab_size(decoder.vocabulary)
+    writer.add_context_length(decoder.context_tokens)
+    writer.add_embedding_length(decoder.hidden)
+    writer.add_block_count(decoder.num_layers)
+    writer.add_feed_forward_length(decoder.inner)
+    writer.add_head_count(decoder.heads)
+    writer.add_head_count_kv(decoder.kv_heads)
+    writer.add_key_length(decoder.head_dim)
+    writer.add_value_length(decoder.head_dim)
+    writer.add_layer_norm_rms_eps(decoder.norm_eps)
+    if decoder.window_tokens:
+        writer.add_sliding_window(decoder.window_tokens)
+    writer.add_rope_dimension_count(rope.dim)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope.kind))
+        writer.add_rope_scaling_factor(rope.factor)
+    if rope.kind in ("yarn", "longrope"):
+        writer.add_rope_scaling_orig_ctx_len(rope.original_tokens)
+    if rope.kind == "longrope":
+        writer.add_rope_scaling_attn_factors(rope.attention_factor)
 
 
-def _write_vocabulary(writer: gguf.GGUFWriter, model_dir: Path, hf_config: dict[str, Any]) -> None:
-    vocabulary = read_vocabulary(model_dir, hf_config["vocab_size"])
+def _write_divisors(writer: gguf.GGUFWriter, rope: Rope) -> None:
+    """What each rotation frequency is divided by, float32 `[dim / 2]`.
+
+    llama.cpp's phi3 takes other divisors for a context beyond the original length, and its context is that of all sequences
+    together. No sequence of an export is longer, so both tensors are those of short ones.
+    """
+    names = {"llama3": ("rope_freqs",), "longrope": ("rope_factors_long", "rope_factors_short")}
+    for name in names.get(rope.kind, ()):
+        writer.add_tensor(f"{name}.weight", np.array(rope.divisors, dtype=np.float32))
+
+
+def _write_vocabulary(writer: gguf.GGUFWriter, model_dir: Path, decoder: Decoder) -> None:
+    vocabulary = read_vocabulary(model_dir, decoder.vocabulary)
     if vocabulary is None:
         writer.add_tokenizer_model("no_vocab")
         return
@@ -285,9 +227,9 @@ def _tensors(model_dir: Path) -> Iterator[tuple[str, np.ndarray]]:
                     yield name, file.get_tensor(name).float().numpy()
 
 
-def _weight_names(hf_config: dict[str, Any]) -> Iterator[str]:
-    for number in range(hf_config["num_hidden_layers"]):
-        yield from (f"model.layers.{number}.{part}.weight" for part in _LINEAR_LAYERS)
+def _weight_names(decoder: Decoder) -> Iterator[str]:
+    for number in range(decoder.num_layers):
+        yield from (f"model.layers.{number}.{part}.weight" for part in decoder.linear_layers)
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

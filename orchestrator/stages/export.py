@@ -116,29 +116,29 @@ def write_files(
 ) -> None:
     """Everything but the model card."""
     from deploy.export import gguf
+    from deploy.export.decoder import read_decoder
     from deploy.export.merge import write_merged
     from deploy.export.quantize import read_grid
 
     section, tokenizer = config.export, load_tokenizer(str(base_dir), config.model)
-    hf_config = json.loads((base_dir / "config.json").read_text())
-    architecture = gguf.architecture(hf_config)
+    decoder = read_decoder(json.loads((base_dir / "config.json").read_text()), config.model.max_length_tokens)
     grid = read_grid(base_dir) if section.precision == "int4" else {}
-    gguf.write_base(base_dir, directory / BASE_FILE, section.precision, section.embeddings, grid)
+    gguf.write_base(base_dir, decoder, directory / BASE_FILE, section.precision, section.embeddings, grid)
     adapters.write_directory(packed_adapter, directory / PEFT_DIR)
     name_base(directory / PEFT_DIR, config, base_dir)
-    gguf.write_adapter(directory / PEFT_DIR, hf_config, directory / ADAPTER_FILE)
+    gguf.write_adapter(directory / PEFT_DIR, decoder, directory / ADAPTER_FILE)
     tokenizer.save_pretrained(directory / TOKENIZER_DIR)
     if section.merged:
         write_merged(base_dir, directory / TOKENIZER_DIR, packed_adapter, directory / MERGED_DIR)
     base_sha256 = weights_sha256(bases.trained)
     heads, threshold = config.run_dir / "heads" / HEADS_FILE, None
     if heads.is_file():
-        threshold = read_heads(heads, base_sha256, hf_config["hidden_size"]).threshold
+        threshold = read_heads(heads, base_sha256, decoder.hidden).threshold
         shutil.copyfile(heads, directory / HEADS_FILE)
     # The forced text is the same whatever the cap.
     cap = make_cap(max(1, section.default_cap_tokens), config.budget, tokenizer)
     manifest = Manifest(
-        architecture=architecture,
+        architecture=decoder.architecture,
         precision=section.precision,
         base_sha256=base_sha256,
         files=describe_files(directory),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.architectures import parts_of
 from configs.models import is_local_adapter
 from configs.schema.run import RunConfig
 
@@ -59,7 +60,7 @@ def adapter_problems(config: RunConfig) -> Iterator[str]:
     targets = options.get("target_modules")
     if not isinstance(targets, list):
         yield f"sft.adapter: {path}: expected target_modules as a list of names, found {targets!r:.80}"
-    elif {name.rpartition(".")[2] for name in targets} != set(config.lora.target_modules):
+    elif parts_of(name.rpartition(".")[2] for name in targets) != parts_of(config.lora.target_modules):
         yield f"lora.target_modules: expected {', '.join(sorted(targets))} (target_modules of {path}), found {', '.join(config.lora.target_modules)}"
     yield from _metadata_problems(path, options)
     base = options.get("base_model_name_or_path")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs.architectures import adapted_layers
 from configs.model_shape import missing_sizes
 from configs.models import weight_files
 from configs.schema.run import RunConfig
@@ -34,10 +35,10 @@ def architecture_problems(config: RunConfig, hf_config: dict[str, Any]) -> Itera
         if hf_config.get(name):
             yield f"{where}: expected {name} 0 (only the adapter has dropout), found {hf_config[name]!r}"
     if config.export.at_end and hf_config.get("architectures"):
-        from deploy.export.gguf import architecture
+        from deploy.export.decoder import read_decoder
 
         try:
-            architecture(hf_config)
+            read_decoder(hf_config, config.model.max_length_tokens)
         except ValueError as error:
             yield f"export.at_end: expected a model that can be exported, found {error}; export.at_end=false goes without"
 
@@ -55,7 +56,8 @@ def weight_problems(config: RunConfig, directory: Path) -> Iterator[str]:
         for name, shape in shapes.items()
         if _is_block_linear(name, shape)
     }
-    if missing := sorted(set(config.lora.target_modules) - layers):
+    _, missing = adapted_layers(config.lora.target_modules, layers)
+    if missing:
         yield (
             f"lora.target_modules: expected names of the model's linear layers ({', '.join(sorted(layers))}), "
             f"found {', '.join(missing)}"

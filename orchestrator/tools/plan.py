@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.architectures import ARCHITECTURES
 from configs.checks.run import model_problems
 from configs.errors import UserError
 from configs.functions import is_task_function
@@ -38,6 +39,8 @@ class SourceReferences:
 class Plan:
     """The numbers that follow from a configuration."""
 
+    support: str
+    """The model's architecture, and how far it is known to go; empty when its config.json is not at hand."""
     num_parameters: int
     """Parameters of the base model; 0, like all that follows from it, when its config.json is not at hand (a hub name)."""
     num_adapter_parameters: int
@@ -63,6 +66,7 @@ class Plan:
     def text(self) -> str:
         unknown = "" if self.num_parameters else "unknown: the model's config.json is not here yet (hub name)"
         rows = [
+            *([("architecture", self.support)] if self.support else []),
             ("base parameters", unknown or f"{self.num_parameters / 1e6:,.1f} M"),
             ("adapter parameters", unknown or f"{self.num_adapter_parameters / 1e6:,.2f} M"),
             ("placement", f"{self.num_gpus:g} GPUs, {self.num_cpus:g} CPU cores in Ray's books"),
@@ -105,6 +109,7 @@ def make_plan(config: RunConfig) -> Plan:
     is_on_gpus = config.engine.num_gpus > 0 and config.learner.num_gpus_per_rank > 0 and gpu_bytes > 0
     completions = rl.groups_per_step * rl.group_size
     return Plan(
+        support=support_of(hf_config) if hf_config else "",
         num_parameters=num_parameters,
         num_adapter_parameters=num_adapter,
         num_gpus=config.num_gpus,
@@ -118,6 +123,16 @@ def make_plan(config: RunConfig) -> Plan:
         step=estimate_step(config, shape, gpu_bytes, memory.kv_tokens) if shape and memory and is_on_gpus else None,
         unverifiable=unverifiable_references(config),
         config_yaml=dump_config(config),
+    )
+
+
+def support_of(hf_config: dict[str, Any]) -> str:
+    """Example: `Qwen3ForCausalLM: learner, engines and device`."""
+    name = (hf_config.get("architectures") or ["an unnamed architecture"])[0]
+    if name in ARCHITECTURES:
+        return f"{name}: learner, engines and device"
+    return (
+        f"{name}: not among those that are tested (docs, Models); learner and engines may take it, the device does not"
     )
 
 

@@ -43,7 +43,8 @@ async def measure(model_path: str, rounds: int) -> None:
         num_adapters=1,
         seed=0,
     )
-    packed = adapters.pack(random_adapter(model_path, lora.rank, seed=0), peft_config(lora))
+    tensors = random_adapter(model_path, lora.rank, seed=0)
+    packed = adapters.pack(tensors, peft_config(lora, tensors))
     await engine.load_adapter(packed, 1)
     rng = np.random.default_rng(0)
     print("prompt tokens   cached   not shared   shared   ratio")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors import adapters
 from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers, peft_config
@@ -16,19 +16,22 @@ from configs.models import weights_sha256
 from configs.schema.run import LoraSection
 from deploy.device.heads import head_shapes
 from deploy.export import gguf
+from deploy.export.decoder import Decoder, read_decoder
 from deploy.export.quantize import read_grid
 from deploy.manifest import MANIFEST_FILE, PEFT_DIR, TOKENIZER_DIR, Manifest, describe_files
 
 LORA = LoraSection(rank=4, alpha=8.0)
 VOCABULARY = 104
+MAX_TOKENS = 128
+"""`model.max_length_tokens` of the exports."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "eos_token_id": 5,
     "bos_token_id": None,
     "pad_token_id": 0,
@@ -44,15 +47,42 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(directory: Path, kind: str, tokenizer_from: Path, is_tied: bool = True, rope: str = "default") -> Path:
-    """A random Qwen2 or Llama with large weights, so that mistakes show, and a tokenizer of 104 tokens."""
+KINDS: dict[str, dict[str, Any]] = {
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 64},
+    "llama": {"model_type": "llama", "rope_parameters": ROPES["llama3"], "tie_word_embeddings": False},
+    "mistral": {"model_type": "mistral", "head_dim": 64, "sliding_window": None, "tie_word_embeddings": False},
+    # Seven layers: six of a period, and one more. The window is shorter than the tests' texts.
+    "gemma3": {
+        **{"model_type": "gemma3_text", "num_hidden_layers": 7, "head_dim": 64, "query_pre_attn_scalar": 64},
+        **{"sliding_window": 16, "rope_parameters": None},
+    },
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 5},
+    "phi3": {"model_type": "phi3", "tie_word_embeddings": False},
+    # As Phi-4-mini: a part of each head is rotated, with other wavelengths.
+    "phi3_longrope": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 384,
+        "rope_parameters": {
+            **{"rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.75},
+            **{"original_max_position_embeddings": 384},
+            **{"short_factor": [1.0 + 0.1 * i for i in range(12)], "long_factor": [2.0 + 0.5 * i for i in range(12)]},
+        },
+    },
+}
+"""Kind of a random model → what its configuration has of its own."""
+
+
+def make_model(directory: Path, kind: str, tokenizer_from: Path, **changes: Any) -> Path:
+    """A random model with large weights, so that mistakes show, and a tokenizer of 104 tokens."""
     torch.manual_seed(1)
-    config_class = {"qwen2": Qwen2Config, "llama": LlamaConfig}[kind]
-    config = config_class(**SIZES, tie_word_embeddings=is_tied, rope_parameters=ROPES[rope])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    settings = {**SIZES, "tie_word_embeddings": True, "rope_parameters": ROPES["default"], **KINDS[kind], **changes}
+    if settings["rope_parameters"] is None:
+        del settings["rope_parameters"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.ndim == 2 else 0.3))
+            parameter.copy_(torch.randn_like(parameter) * (0.12 if parameter.ndim == 2 else 0.3))
             if "norm" in name:
                 parameter.add_(1.0)
     model.save_pretrained(directory)
@@ -61,13 +91,17 @@ def make_model(directory: Path, kind: str, tokenizer_from: Path, is_tied: bool =
     return directory
 
 
+def decoder_of(model_dir: Path) -> Decoder:
+    return read_decoder(json.loads((model_dir / "config.json").read_text()), MAX_TOKENS)
+
+
 def make_adapter(model_dir: Path) -> bytes:
     """A random adapter that changes what the model says."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     tensors = fresh_tensors(insert_layers(model, LORA, AdapterSwitch()), LORA.rank, seed=3)
     generator = torch.Generator().manual_seed(4)
     noisy = {name: t + 0.2 * torch.randn(t.shape, generator=generator) for name, t in tensors.items()}
-    return adapters.pack(noisy, peft_config(LORA))
+    return adapters.pack(noisy, peft_config(LORA, noisy))
 
 
 def write_heads(path: Path, base_sha256: str, hidden_size: int, threshold: float = 0.5, chunk_tokens: int = 4) -> None:
@@ -101,25 +135,25 @@ def make_export(
 ) -> Path:
     """An export as the stage writes it, without model card; with heads when `threshold` is given."""
     directory.mkdir(parents=True)
-    hf_config = json.loads((model_dir / "config.json").read_text())
-    gguf.write_base(model_dir, directory / "base.gguf", precision, "f16", read_grid(model_dir))  # type: ignore[arg-type]
+    decoder = decoder_of(model_dir)
+    gguf.write_base(model_dir, decoder, directory / "base.gguf", precision, "f16", read_grid(model_dir))  # type: ignore[arg-type]
     adapters.write_directory(packed, directory / PEFT_DIR)
-    gguf.write_adapter(directory / PEFT_DIR, hf_config, directory / "adapter.gguf")
+    gguf.write_adapter(directory / PEFT_DIR, decoder, directory / "adapter.gguf")
     (directory / TOKENIZER_DIR).mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(model_dir / name, directory / TOKENIZER_DIR / name)
     base_sha256 = weights_sha256(model_dir)
     if threshold is not None:
-        write_heads(directory / "heads.safetensors", base_sha256, hf_config["hidden_size"], threshold)
+        write_heads(directory / "heads.safetensors", base_sha256, decoder.hidden, threshold)
     values: dict[str, Any] = {
-        "architecture": gguf.architecture(hf_config),
+        "architecture": decoder.architecture,
         "precision": precision,
         "base_sha256": base_sha256,
         "files": describe_files(directory),
         "stop_token_ids": (5,),
         "forced_answer_token_ids": (7, 20),
         "answer_tokens": 3,
-        "max_length_tokens": 128,
+        "max_length_tokens": MAX_TOKENS,
         "budget_prompt_template": "{question}\nBudget: {budget_tokens}",
         "budgets_tokens": (12, 30),
         "sampling": {"temperature": 0.7, "top_p": 1.0},

@@ -218,8 +218,8 @@ def test_a_file_that_the_manifest_does_not_list_is_never_used(tmp_path, plain_ex
         ({"stop_token_ids": [5, 104]}, "stop_token_ids: expected token ids below 104, found 104"),
         ({"forced_answer_token_ids": [10_000]}, "forced_answer_token_ids: expected token ids below 104, found 10000"),
         (
-            {"max_length_tokens": 257},
-            r"max_length_tokens: expected at most 256, for which base\.gguf was made, found 257",
+            {"max_length_tokens": 513},
+            r"max_length_tokens: expected at most 512, for which base\.gguf was made, found 513",
         ),
         ({"switcher": {"threshold": 0.25}}, r"switcher: expected threshold 0\.5 of heads\.safetensors"),
     ],

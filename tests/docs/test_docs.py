@@ -1,6 +1,7 @@
 """Pages for people say what is true: commands parse, settings exist, links lead somewhere, error lines are real."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.architectures import ARCHITECTURES
 from configs.checks.values import RULES
 from configs.keys import setting_names
 from orchestrator.__main__ import COMMANDS, CONFIGURED, make_parser
@@ -177,3 +179,13 @@ def test_the_site_needs_no_network(tmp_path):
     for page in pages:
         loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']?(https?://[^\"' >]+)", page.read_text())
         assert loaded == [], f"{page.name}: {loaded}"
+
+
+def test_the_table_of_models_was_measured_with_the_pinned_versions_for_every_architecture():
+    measured = json.loads(hooks.MODELS_FILE.read_text())
+    pins = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
+    stale = {name: number for name, number in measured["versions"].items() if pins[name] != number.partition("+")[0]}
+    assert stale == {}, "make models-table"
+    assert {row["architecture"] for row in measured["models"].values()} == set(ARCHITECTURES)
+    assert hooks.models_table().count("\n| ") == len(measured["models"])
+    assert hooks.MODELS_MARK in (ROOT / "docs" / "guides" / "models.md").read_text()

@@ -95,7 +95,8 @@ def random_tensors(name: str, rank: int, seed: int, size: float = 0.02) -> dict[
 
 
 def random_adapter(name: str, rank: int, seed: int, size: float = 0.02) -> bytes:
-    return adapters.pack(random_tensors(name, rank, seed, size), peft_config(lora_of(rank)))
+    tensors = random_tensors(name, rank, seed, size)
+    return adapters.pack(tensors, peft_config(lora_of(rank), tensors))
 
 
 def make_rows(num_rows: int, num_prompt: int, num_tokens: int, vocabulary: int, seed: int = 0) -> tuple[TrainRow, ...]:

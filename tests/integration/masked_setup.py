@@ -32,7 +32,7 @@ async def start_engine(model_dir, tensors, dtype, config: EngineSection):
         seed=0,
     )
     for version, adapter in tensors.items():
-        await engine.load_adapter(adapters.pack(adapter, peft_config(LORA)), version)
+        await engine.load_adapter(adapters.pack(adapter, peft_config(LORA, adapter)), version)
     return engine
 
 

@@ -16,6 +16,7 @@ from configs.schema.run import LoraSection
 from deploy.device.llama import LlamaModel
 from deploy.device.runtime import DeviceModel, Question
 from deploy.export import gguf
+from deploy.export.decoder import read_decoder
 from deploy.export.parity import ParityTask, Reference, measure
 from tests.deploy.exports import make_export
 
@@ -41,7 +42,7 @@ def export(tmp_path_factory):
         name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in fresh_tensors(layers, lora.rank, seed=0).items()
     }
-    packed = adapters.pack(tensors, peft_config(lora))
+    packed = adapters.pack(tensors, peft_config(lora, tensors))
     directory = tmp_path_factory.mktemp("smollm2") / "export"
     changes = {"stop_token_ids": (2,), "budget_prompt_template": "{question}", "max_length_tokens": 512}
     return make_export(directory, MODEL, packed, precision="f16", **changes)
@@ -76,9 +77,9 @@ def test_the_q8_0_head_and_int4_layers_are_a_third_of_bf16(tmp_path):
     from deploy.export.quantize import quantize_model, read_grid
 
     quantize_model(MODEL, tmp_path / "int4", "nearest", "bfloat16")
-    gguf.write_base(tmp_path / "int4", tmp_path / "base.gguf", "int4", "q8_0", read_grid(tmp_path / "int4"))
+    decoder = read_decoder(json.loads((MODEL / "config.json").read_text()), 1024)
+    gguf.write_base(tmp_path / "int4", decoder, tmp_path / "base.gguf", "int4", "q8_0", read_grid(tmp_path / "int4"))
     bf16 = (MODEL / "model.safetensors").stat().st_size
     assert (tmp_path / "base.gguf").stat().st_size < 0.35 * bf16
-    hf_config = json.loads((MODEL / "config.json").read_text())
-    back, grid = gguf.read_grid(tmp_path / "base.gguf", hf_config), read_grid(tmp_path / "int4")
+    back, grid = gguf.read_grid(tmp_path / "base.gguf", decoder), read_grid(tmp_path / "int4")
     assert all((back[name][0] == q).all() and (back[name][1] == s).all() for name, (q, s) in grid.items())

@@ -54,7 +54,7 @@ def actor(loop, tiny_model_dir, tensors):
             seed=0,
         )
         await actor.start()
-        await actor.load_adapter(adapters.pack(tensors, peft_config(LORA)), MASKED)
+        await actor.load_adapter(adapters.pack(tensors, peft_config(LORA, tensors)), MASKED)
         return actor
 
     actor = loop.run_until_complete(start())

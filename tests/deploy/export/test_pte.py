@@ -16,7 +16,7 @@ runtime = pytest.importorskip("executorch.runtime", reason="needs executorch, se
 def test_reasoning_goes_on_from_the_keys_and_values_of_the_base(tmp_path, tiny_model_dir, kind, is_tied):
     from deploy.export.pte import METHODS, write_pte
 
-    base = make_model(tmp_path / "model", kind, tiny_model_dir, is_tied=is_tied)
+    base = make_model(tmp_path / "model", kind, tiny_model_dir, tie_word_embeddings=is_tied)
     adapters.write_directory(make_adapter(base), tmp_path / "adapter")
     write_pte(base, tmp_path / "adapter", tmp_path / "model.pte", 64)
     program = runtime.Runtime.get().load_program(tmp_path / "model.pte")

@@ -14,7 +14,7 @@ from deploy.export.merge import write_merged
 from deploy.manifest import check_files, read_manifest
 from orchestrator.stages.export import ask, export, is_exported
 from orchestrator.stages.quantisation import greedy, perplexity
-from tests.deploy.exports import make_adapter, make_model, write_heads
+from tests.deploy.exports import KINDS, make_adapter, make_model, write_heads
 
 # The random adapter makes near ties: which token is first is not the point here.
 SETTINGS = (
@@ -149,7 +149,7 @@ def test_perplexity_and_greedy_completions_are_those_of_one_row_at_a_time(tiny_m
             tokens.append(token)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_merged_model_is_the_base_with_the_adapter_on_everywhere(tmp_path, tiny_model_dir, kind):
     import torch
     from transformers import AutoModelForCausalLM

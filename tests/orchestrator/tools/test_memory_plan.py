@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors.masked_lora import add_adapter, fresh_tensors
 from actors.micro_batches import MicroBatch
@@ -60,8 +60,8 @@ def test_the_learners_bytes_are_within_15_percent_of_the_measured_peak(
     assert (sum(parts.values()) - CONTEXT_BYTES) / 1e9 == pytest.approx(measured_gb, rel=0.15)
 
 
-@pytest.mark.parametrize(("config_class", "model_type"), [(Qwen2Config, "qwen2"), (Qwen3Config, "qwen3")])
-def test_saved_bytes_of_a_layer_are_those_that_torch_saves(tmp_path, config_class, model_type):
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "mistral", "gemma3_text", "smollm3", "phi3"])
+def test_saved_bytes_of_a_layer_are_those_that_torch_saves(tmp_path, model_type):
     sizes = {
         "hidden_size": 128,
         "intermediate_size": 384,
@@ -73,7 +73,9 @@ def test_saved_bytes_of_a_layer_are_those_that_torch_saves(tmp_path, config_clas
     rows = [dataclasses.replace(row, start=1) for row in make_rows(24)]
     for num_layers in (1, 2):
         torch.manual_seed(0)
-        config = config_class(vocab_size=64, num_hidden_layers=num_layers, tie_word_embeddings=True, **sizes)
+        config = AutoConfig.for_model(
+            model_type, vocab_size=64, num_hidden_layers=num_layers, tie_word_embeddings=True, pad_token_id=0, **sizes
+        )
         directory = tmp_path / str(num_layers)
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
         policy = PolicyModel(ModelSection(dtype="bfloat16"), str(directory), lora, False)

@@ -49,7 +49,8 @@ def test_a_good_model_has_none(model):
         ),
         ({"attention_dropout": 0.1}, "expected attention_dropout 0"),
         ({"final_logit_softcapping": 30.0}, "expected no final_logit_softcapping"),
-        ({"architectures": ["MistralForCausalLM"]}, "export.at_end: expected a model that can be exported"),
+        ({"architectures": ["Olmo2ForCausalLM"]}, "export.at_end: expected a model that can be exported"),
+        ({"architectures": ["MistralForCausalLM"]}, "model_type: expected mistral for MistralForCausalLM, found qwen2"),
         ({"mlp_bias": True}, "export.at_end=false goes without"),
     ],
 )
