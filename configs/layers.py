@@ -29,7 +29,7 @@ def _package() -> Traversable:
 def read_file(path: Path | str, problems: list[str]) -> dict[str, Any]:
     """The file's settings by dotted key; appends what is wrong with file and keys."""
     file: Traversable = Path(path).expanduser()
-    if not file.is_file() and Path(path).name == str(path) and Path(path).suffix == "":
+    if not file.is_file() and str(path) in shipped_names():
         file = _package() / f"{path}.yaml"
     if not file.is_file():
         close = difflib.get_close_matches(Path(path).stem, shipped_names(), n=1)

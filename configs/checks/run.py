@@ -21,6 +21,7 @@ from configs.checks.values import LIST_RULES, RULES
 from configs.keys import places, value_at
 from configs.models import (
     ADAPTER_FILES,
+    FETCHABLE_MODELS,
     context_tokens,
     directory_problem,
     is_local_adapter,
@@ -32,8 +33,6 @@ from configs.schema.run import EMBEDDED_MODEL, RunConfig
 from configs.secrets import holds_secret
 
 MIN_PROMPT_TOKENS = 16
-FETCHABLE_MODELS = ("smollm2-135m",)
-"""What `terse fetch-model` can make."""
 DIFFERENT = (
     "evaluation.caps_tokens",
     "scaling.caps_tokens",

@@ -192,7 +192,7 @@ def test_flat_dict_has_dotted_keys_and_scalars():
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_config_is_right_but_for_files_that_the_user_brings(name):
-    if name != "smollm2_135m_cpu":
+    if name not in ("smollm2_135m_cpu", "qwen2_0.5b_cpu"):
         assert load_config(name).run.name == name
         return
     try:
