@@ -65,7 +65,7 @@ CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluat
 
 def main(argv: Sequence[str] | None = None) -> int:
     never_fail_on_characters()
-    arguments = make_parser().parse_args(argv)
+    arguments = read_arguments(argv)
     set_up_logging(arguments.verbose)
     if arguments.command == "device":
         from deploy.device.command import run_device
@@ -102,6 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"terse sweep: {len(unfinished)} trial(s) failed: {', '.join(unfinished)}", file=sys.stderr)
         return FAILED
     return OK if result.get("ok", True) else FAILED
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may stand before and after options: argparse takes those before alone."""
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (arguments.command not in CONFIGURED or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def find_run_dir(arguments: argparse.Namespace) -> Path | None:

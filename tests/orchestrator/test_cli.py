@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from orchestrator.__main__ import BAD_USAGE, COMMANDS, FAILED, INTERRUPTED, OK, main
+from orchestrator.__main__ import BAD_USAGE, COMMANDS, FAILED, INTERRUPTED, OK, main, read_arguments
 from orchestrator.record import run_files
 
 
@@ -135,3 +135,25 @@ def test_a_report_is_refused_while_the_run_or_sweep_goes_on(capsys, tmp_path):
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "another process is running in this directory" in line
         assert {path.name for path in directory.iterdir()} == {name, lock}
+
+
+def test_settings_stand_before_and_after_options(capsys):
+    command = [
+        "export",
+        "--config",
+        "quickstart",
+        "run.name=a",
+        "--stage",
+        "sft",
+        "export.merged=true",
+        "--json",
+        "rl.seed=1",
+    ]
+    arguments = read_arguments(command)
+    assert arguments.overrides == ["run.name=a", "export.merged=true", "rl.seed=1"]
+    assert (arguments.stage, arguments.json) == ("sft", True)
+    for wrong in (["run", "--config", "quickstart", "a=1", "--no-such"], ["report", "runs/a", "runs/b"]):
+        with pytest.raises(SystemExit) as caught:
+            read_arguments(wrong)
+        assert caught.value.code == 2
+        assert f"unrecognized arguments: {wrong[-1]}" in capsys.readouterr().err
