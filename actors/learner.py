@@ -23,13 +23,13 @@ from actors.hub import local_model
 from actors.learner_state import KINDS, LearnerState
 from actors.losses import LossInputs, LossSettings, loss_settings, policy_gradient_loss, sft_loss, step_metrics
 from actors.masked_lora import adapter_parameters, add_adapter, check_shapes, fresh_tensors, peft_config
-from actors.micro_batches import MicroBatch, dummy_row, learning_rate, split_rows
+from actors.micro_batches import MicroBatch, learning_rate, make_batches, pack_rows
 from actors.policy_model import PolicyModel
 from actors.types import AdapterRef, StageSpec, TrainRow, UpdateResult
 from configs.schema.run import LearnerSection, LoraSection, ModelSection
 
 SUMS = ("loss", "entropy", "clipped", "ratio", "gap", "kl", "masked")
-COUNTS = ("loss_tokens", "tokens", "area_tokens")
+COUNTS = ("loss_tokens", "tokens", "computed_tokens")
 
 
 class LearnerRank:
@@ -129,8 +129,7 @@ class LearnerRank:
         self._engine = self._build_engine(policy.to(self._device), list(self._parameters.values()))
 
     def update(self, rows: tuple[TrainRow, ...], num_loss_tokens: int, kl_beta: float | None = None) -> UpdateResult:
-        """One optimiser step on this rank's `rows`; `num_loss_tokens` counts the trained tokens of all ranks.
-        `kl_beta` stands in for the stage's.
+        """One optimiser step on this rank's `rows`; `num_loss_tokens` is over all ranks, `kl_beta` in place of the stage's.
 
         Raises on every rank, before any weight changes: ValueError when the ranks' rows do not hold
         `num_loss_tokens` trained tokens, RuntimeError when the loss or the gradient norm is not finite.
@@ -138,32 +137,25 @@ class LearnerRank:
         engine = self._started()
         started_s = time.monotonic()
         torch.manual_seed((self.seed * 1_000_003 + self._step) * self.num_ranks + self.rank)
-        batches = [
-            MicroBatch.from_rows([rows[i] for i in indices])
-            for indices in split_rows(rows, self.learner.micro_batch_tokens)
-        ]
-        # ZeRO communicates in every backward pass, so all ranks must run equally many.
-        num_batches = int(self._reduce([len(batches)], dist.ReduceOp.MAX)[0])
+        batches = self._packed(rows)
         num_sequences = int(self._reduce([len(rows)], dist.ReduceOp.SUM)[0])
         settings = loss_settings(self._stage, self._stage.kl_beta if kl_beta is None else kl_beta)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
         gap_max = zero = torch.zeros((), device=self._device)
-        for i in range(num_batches):
-            is_dummy = i >= len(batches)
-            batch = (MicroBatch.from_rows([dummy_row()]) if is_dummy else batches[i]).to(self._device)
-            loss, batch_sums = self._loss(batch, num_loss_tokens, num_sequences, settings)
-            if is_dummy:
+        for number, (indices, batch) in enumerate(batches):
+            loss, batch_sums = self._loss(batch.to(self._device), num_loss_tokens, num_sequences, settings)
+            if not indices:
                 loss = loss * 0
             else:
                 gap_max = torch.maximum(gap_max, batch_sums.get("gap_max", zero))
                 sums += torch.stack([batch_sums.get(name, zero) for name in SUMS])
-            engine.set_gradient_accumulation_boundary(i == num_batches - 1)
+            engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             # DeepSpeed averages gradients over ranks; the loss is already divided by the global token count.
             engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
         counts = [
-            sum(len(batch.targets) for batch in batches),
+            sum(len(batch.targets) for indices, batch in batches if indices),
             sum(len(row.token_ids) for row in rows),
-            sum(batch.area_tokens for batch in batches),
+            sum(batch.computed_tokens for indices, batch in batches if indices),
         ]
         totals = self._reduce([*sums.tolist(), *counts], dist.ReduceOp.SUM).tolist()
         total = dict(zip(SUMS + COUNTS, totals, strict=True))
@@ -220,8 +212,8 @@ class LearnerRank:
         check_shapes("learner state", expected, got)
         if state.step:
             # A step at learning rate 0 makes the optimiser lay out its state, wherever ZeRO keeps it.
-            dummy = MicroBatch.from_rows([dummy_row()]).to(self._device)
-            loss, _ = self._loss(dummy, 1, 1, loss_settings(self._stage, self._stage.kl_beta))
+            ((_, dummy),) = make_batches((), [], 1, needs_prompt=True)
+            loss, _ = self._loss(dummy.to(self._device), 1, 1, loss_settings(self._stage, self._stage.kl_beta))
             engine.set_gradient_accumulation_boundary(True)
             engine.backward(loss * 0, scale_wrt_gas=False)
             self._take_step(0.0)
@@ -238,14 +230,13 @@ class LearnerRank:
         """Logprobs of each row's trained tokens (float32 `[number trained]`) under `policy`, `reference` or `base`."""
         self._started()
         result: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(rows)
-        for indices in split_rows(rows, self.learner.micro_batch_tokens):
-            batch = MicroBatch.from_rows([rows[i] for i in indices])
+        for indices, batch in self._packed(rows):
             with torch.no_grad():
                 logprobs, _ = self._engine(
-                    batch.to(self._device), None if adapter == "base" else adapter, self._stage.temperature
+                    batch.to(self._device), adapter if adapter != "base" else None, self._stage.temperature
                 )
             ends = np.cumsum([rows[i].loss_mask.sum() for i in indices])[:-1]
-            for i, part in zip(indices, np.split(logprobs.cpu().numpy(), ends), strict=True):
+            for i, part in zip(indices, np.split(logprobs.cpu().numpy(), ends), strict=bool(indices)):
                 result[i] = part
         return result
 
@@ -308,6 +299,13 @@ class LearnerRank:
             },
         )
         return engine
+
+    def _packed(self, rows: tuple[TrainRow, ...]) -> list[tuple[list[int], MicroBatch]]:
+        """Micro-batches with the indices of their rows. ZeRO communicates in every backward pass, and in stage 3 in every pass,
+        that of the prompts too, so all ranks run equally many."""
+        packs = pack_rows(rows, self.learner.micro_batch_tokens)
+        num_batches = int(self._reduce([len(packs)], dist.ReduceOp.MAX)[0])
+        return make_batches(rows, packs, num_batches, needs_prompt=self.learner.zero_stage == 3)
 
     def _loss(
         self, batch: MicroBatch, num_loss_tokens: int, num_sequences: int, settings: LossSettings

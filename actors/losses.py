@@ -246,7 +246,7 @@ def step_metrics(
         "train/entropy": sums["entropy"] / num_loss_tokens,
         "train/num_loss_tokens": float(num_loss_tokens),
         "train/num_tokens": sums["tokens"],
-        "train/padding_frac": 1 - sums["tokens"] / sums["area_tokens"],
+        "train/shared_frac": 1 - sums["computed_tokens"] / sums["tokens"],
     }
     if kind == "rl":
         metrics |= {

@@ -1,4 +1,4 @@
-"""LoRA layers for training: on from position `start`, several adapters on one base, PEFT's format in and out.
+"""LoRA layers for training: several adapters on one base, on or off for a whole pass, PEFT's format in and out.
 
 With x_t the input at position t of a row, W the frozen weights and s = alpha / rank (arXiv 2603.16867, KV-cache
 sharing between base and reasoning mode):
@@ -35,8 +35,6 @@ class AdapterState:
     adapter: str | None = None
     """`policy`, `reference`, or None for the plain base."""
     dropout: float = 0.0
-    mask: Tensor | None = None
-    """`[B * T, 1]`, 0 where the adapter is off; None: on everywhere"""
 
 
 class AdapterSwitch:
@@ -60,7 +58,7 @@ class AdapterSwitch:
 
 
 class MaskedLora(nn.Module):
-    """`y = W x + b + scale B A dropout(x)`, the last term only where the switch's mask is 1.
+    """`y = W x + b + scale B A dropout(x)`, the last term only when the switch names an adapter.
 
     A `[r, in]` and B `[out, r]` of an adapter are fp32 parameters whatever the base's dtype; the arithmetic
     is done in the dtype of x.
@@ -86,8 +84,6 @@ class MaskedLora(nn.Module):
         flat = x.flatten(0, -2)
         y = self.base(flat)
         h = F.linear(F.dropout(flat, state.dropout) if state.dropout > 0 else flat, a)
-        if state.mask is not None:
-            h = h * state.mask
         return torch.addmm(y, h, b.t(), alpha=self.scale).view(*x.shape[:-1], -1)
 
 
@@ -180,16 +176,3 @@ def peft_config(lora: LoraSection, tensors: Iterable[str]) -> dict[str, Any]:
 def _end(name: str) -> str:
     """Example: `model.layers.0.mlp.up_proj` → `up_proj`."""
     return name.rpartition(".")[2]
-
-
-def start_mask(starts: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """1 from each row's start on, 0 before it, flat: `[number of tokens, 1]`; None when every row starts at 0.
-
-    `positions` counts each token from the beginning of its row; `starts` broadcasts against it.
-
-    Padded rows: starts `[[0], [2]]`, positions `[[0, 1, 2]]` → `1 1 1 0 0 1`.
-    Packed rows: starts `[0, 0, 2, 2, 2]`, positions `[0, 1, 0, 1, 2]` → `1 1 0 0 1`.
-    """
-    if not starts.any():
-        return None
-    return (positions >= starts).to(dtype).view(-1, 1)

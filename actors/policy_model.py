@@ -5,21 +5,31 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actors.logprobs import token_logprobs
-from actors.masked_lora import AdapterState, AdapterSwitch, MaskedLora, insert_layers, start_mask
+from actors.masked_lora import AdapterState, AdapterSwitch, MaskedLora, insert_layers
 from actors.micro_batches import MicroBatch
+from actors.packed_attention import ATTENTION, PackedPass
+from actors.types import TrainRow
 from configs.schema.run import LoraSection, ModelSection
 
 
 class PolicyModel(nn.Module):
     """Base in the model's dtype, frozen; adapters on top; one forward for SFT and RL.
 
-    Rows are right padded and the attention is causal, so no real token ever sees padding, and no attention
-    mask is built. Logits are computed only for trained tokens.
+    Rows lie one after the other (`actors.packed_attention`); what is below their `start` is computed without gradient, once for
+    those that share it. Logits are computed only for trained tokens.
     """
 
-    def __init__(self, model: ModelSection, model_path: str, lora: LoraSection, gradient_checkpointing: bool) -> None:
+    def __init__(
+        self,
+        model: ModelSection,
+        model_path: str,
+        lora: LoraSection,
+        gradient_checkpointing: bool,
+        attention: str = ATTENTION,
+    ) -> None:
+        """`attention`: another than the packed one is for those who call the base themselves."""
         super().__init__()
-        self.base = load_base(model, model_path)
+        self.base = load_base(model, model_path, attention)
         self.base.requires_grad_(False)
         self.switch = AdapterSwitch()
         self.layers: dict[str, MaskedLora] = insert_layers(self.base, lora, self.switch)
@@ -38,18 +48,19 @@ class PolicyModel(nn.Module):
         dropout: float = 0.0,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies `[N]` of the batch's trained tokens under `adapter` (None: the plain base).
+        """Logprobs and entropies `[M]` of the batch's trained tokens under `adapter` (None: the plain base).
 
-        Entropies have a gradient only with `entropy_gradient`, which costs a second product with the head.
+        The first pass over a micro-batch computes its prompts' keys and values, and leaves them there for the next. Entropies have a gradient only with `entropy_gradient`, which costs a second product with the head.
         """
-        positions = torch.arange(batch.token_ids.shape[1], device=batch.token_ids.device)
-        mask = start_mask(batch.starts[:, None], positions, self.base.dtype)
-        self.switch.state = AdapterState(adapter=adapter, dropout=dropout, mask=mask)
-        hidden = self.base.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+        if len(batch.prompt_ids) and not batch.prompt_states:
+            self._prompt_states(batch)
+        self.switch.state = AdapterState(adapter=adapter, dropout=dropout)
+        packed = PackedPass(segments=batch.segments, prompts=batch.prompt_states)
+        hidden = self._states(batch.token_ids, batch.positions, packed)
         head = self.base.get_output_embeddings()
         # Reading its weights here is enough with ZeRO stage 3 too: they are made whole until this forward ends.
         return token_logprobs(
-            hidden[batch.rows, batch.positions],
+            hidden.index_select(0, batch.states),
             head.weight,
             batch.targets,
             temperature,
@@ -57,16 +68,38 @@ class PolicyModel(nn.Module):
             entropy_gradient=entropy_gradient,
         )
 
+    def states(self, row: TrainRow, adapter: str | None) -> Tensor:
+        """Final-norm states `[T, H]` of a row, without gradient; `adapter` is on from its start."""
+        batch = MicroBatch.from_rows([row])
+        with torch.no_grad():
+            parts = [self._prompt_states(batch)] if row.start else []
+            self.switch.state = AdapterState(adapter=adapter)
+            packed = PackedPass(segments=batch.segments, prompts=batch.prompt_states)
+            return torch.cat([*parts, self._states(batch.token_ids, batch.positions, packed)])
 
-def load_base(model: ModelSection, model_path: str) -> PreTrainedModel:
-    """The base model of a directory, from safetensors only.
+    def _prompt_states(self, batch: MicroBatch) -> Tensor:
+        """Final-norm states `[S, H]` of the prompts under the plain base; their keys and values stay in the batch."""
+        self.switch.state = AdapterState()
+        packed = PackedPass(segments=batch.prompt_segments, prompts={}, kept=batch.prompt_states)
+        with torch.no_grad():
+            return self._states(batch.prompt_ids, batch.prompt_positions, packed)
+
+    def _states(self, token_ids: Tensor, positions: Tensor, packed: PackedPass) -> Tensor:
+        """Final-norm states `[N, H]`."""
+        decoder = self.base.get_decoder()
+        out = decoder(input_ids=token_ids[None], position_ids=positions[None], use_cache=False, packed=packed)
+        return out.last_hidden_state[0]
+
+
+def load_base(model: ModelSection, model_path: str, attention: str = "sdpa") -> PreTrainedModel:
+    """The base model of a directory, from safetensors only; `attention` is one of transformers' or the packed one.
 
     Raises ValueError for a model whose logits are more than its last linear layer: those are computed apart.
     """
     base = AutoModelForCausalLM.from_pretrained(
         model_path,
         dtype=getattr(torch, model.dtype),
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=model.trust_remote_code,
     )

@@ -271,7 +271,7 @@ class TrainBatch:
     """One optimiser step's rows, sharded over ranks."""
 
     rows_per_rank: tuple[tuple[TrainRow, ...], ...]
-    """`[num_ranks]` of rows; ranks hold the same number of rows and about the same number of tokens"""
+    """`[num_ranks]` of rows, about equally many tokens each; a rank may have none"""
     num_loss_tokens: int
     """Over all ranks: the loss divides by it, so it does not depend on the sharding."""
     kl_beta: float = 0.0

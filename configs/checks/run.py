@@ -74,7 +74,6 @@ def problems(config: RunConfig) -> list[str]:
         *naming_problems(config),
         *reward_problems(config),
         *protocol_problems(config.protocols),
-        *_sharding_problems(config),
         *_rl_problems(config),
         *engine_problems(config),
         *_learner_problems(config),
@@ -233,19 +232,6 @@ def _budget_problems(config: RunConfig) -> Iterator[str]:
         yield expected(
             "budget.weights", f"one for each of the {len(buckets)} budgets in budget.buckets_tokens", list(weights)
         )
-
-
-def _sharding_problems(config: RunConfig) -> Iterator[str]:
-    num_ranks = config.learner.num_ranks
-    if num_ranks < 1:
-        return
-    num_rollouts = config.rl.groups_per_step * config.rl.group_size
-    for key, num_rows in (
-        ("rl.groups_per_step x rl.group_size", num_rollouts),
-        ("sft.rows_per_step", config.sft.rows_per_step),
-    ):
-        if num_rows % num_ranks:
-            yield expected(key, f"a multiple of learner.num_ranks {num_ranks}", num_rows)
 
 
 def _rl_problems(config: RunConfig) -> Iterator[str]:

@@ -130,7 +130,7 @@ class LearnerSection:
     offload_optimizer: bool = False
     """Keep optimiser state in host memory (ZeRO 1 to 3)."""
     micro_batch_tokens: int = 16384
-    """Tokens of one forward pass, padding included; a longer row goes alone."""
+    """Tokens of one micro-batch, a prompt that rows share counted once; a longer row goes alone."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, more time."""
     call_timeout_s: float = 1800.0

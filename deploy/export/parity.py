@@ -16,7 +16,7 @@ import torch
 
 from actors import adapters
 from actors.heads import ema_pool
-from actors.masked_lora import AdapterState, add_adapter, start_mask
+from actors.masked_lora import AdapterState, add_adapter
 from actors.policy_model import PolicyModel
 from configs.schema.export import ExportSection
 from configs.schema.run import LoraSection, ModelSection
@@ -131,15 +131,13 @@ class Reference:
     def __init__(self, base_dir: Path, adapter_dir: Path) -> None:
         tensors, peft = adapters.unpack(adapters.read_directory(adapter_dir))
         lora = LoraSection(rank=peft["r"], alpha=peft["lora_alpha"], target_modules=tuple(peft["target_modules"]))
-        self._policy = PolicyModel(ModelSection(dtype="float32"), str(base_dir), lora, gradient_checkpointing=False)
+        model = ModelSection(dtype="float32")
+        self._policy = PolicyModel(model, str(base_dir), lora, gradient_checkpointing=False, attention="sdpa")
         add_adapter(self._policy.layers, "policy", tensors, lora.rank, trainable=False)
 
     def states(self, token_ids: Sequence[int], start: int | None) -> torch.Tensor:
         """Final-norm states `[T, H]`, the adapter on from `start` (None: off)."""
-        self._set(start, len(token_ids))
-        with torch.no_grad():
-            ids = torch.tensor([list(token_ids)])
-            return self._policy.base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        return self._compute(token_ids, start)[0]
 
     def logprobs(self, states: torch.Tensor) -> np.ndarray:
         """float32 `[T, V]` of states `[T, H]`."""
@@ -150,25 +148,30 @@ class Reference:
         """Greedy, behind `token_ids`; at most `num_tokens`."""
         decoder, head = self._policy.base.get_decoder(), self._policy.base.get_output_embeddings()
         generated: list[int] = []
-        self._set(start, len(token_ids))
+        states, cache = self._compute(token_ids, start)
         with torch.no_grad():
-            out = decoder(input_ids=torch.tensor([list(token_ids)]), use_cache=True)
-            # From here on every token lies behind `start`.
-            self._set(None if start is None else 0, 1)
             while len(generated) < num_tokens:
-                generated.append(int(head(out.last_hidden_state[0, -1]).argmax()))
+                generated.append(int(head(states[-1]).argmax()))
                 if generated[-1] in stop:
                     break
-                ids = torch.tensor([[generated[-1]]])
-                out = decoder(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
+                out = decoder(input_ids=torch.tensor([generated[-1:]]), past_key_values=cache, use_cache=True)
+                states, cache = out.last_hidden_state[0], out.past_key_values
         return generated
 
-    def _set(self, start: int | None, num_tokens: int) -> None:
-        if start is None:
-            self._policy.switch.state = AdapterState()
-            return
-        mask = start_mask(torch.tensor([[start]]), torch.arange(num_tokens), torch.float32)
-        self._policy.switch.state = AdapterState(adapter="policy", mask=mask)
+    def _compute(self, token_ids: Sequence[int], start: int | None) -> tuple[torch.Tensor, Any]:
+        """States and cache; the adapter stays as it is at the end."""
+        split = len(token_ids) if start is None else start
+        states, cache = [], None
+        with torch.no_grad():
+            for part, adapter in ((token_ids[:split], None), (token_ids[split:], "policy")):
+                if not part:
+                    continue
+                self._policy.switch.state = AdapterState(adapter=adapter)
+                ids = torch.tensor([list(part)])
+                out = self._policy.base.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                states.append(out.last_hidden_state[0])
+        return torch.cat(states), cache
 
 
 def measure(

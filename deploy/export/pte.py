@@ -62,7 +62,7 @@ def write_pte(base_dir: Path, adapter_dir: Path, path: Path, num_tokens: int) ->
 
     tensors, peft = adapters.unpack(adapters.read_directory(adapter_dir))
     lora = LoraSection(rank=peft["r"], alpha=peft["lora_alpha"], target_modules=tuple(peft["target_modules"]))
-    policy = PolicyModel(ModelSection(dtype="float32"), str(base_dir), lora, gradient_checkpointing=False)
+    policy = PolicyModel(ModelSection(dtype="float32"), str(base_dir), lora, False, attention="sdpa")
     add_adapter(policy.layers, "policy", tensors, lora.rank, trainable=False)
     model = CachedModel(policy.base, num_tokens).eval()
     length = torch.export.Dim("length", min=1, max=min(CHUNK_TOKENS, num_tokens - 1))

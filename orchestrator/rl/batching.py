@@ -1,5 +1,6 @@
 """Groups → one optimiser step's batch. Pure functions."""
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,8 +8,15 @@ from typing import Any
 import numpy as np
 
 from actors.kl import sequence_kl
+from actors.shared_prompts import by_prompt, computed_tokens, own_tokens
 from actors.types import Rollout, RolloutGroup, TrainBatch, TrainRow
 from orchestrator.rl.advantage import estimate
+
+BALANCE = 1.05
+"""Tokens of the fullest rank over the mean: those are the ones that the others wait for."""
+
+Shard = dict[int, list[TrainRow]]
+"""Number of a prompt → a rank's rows of it."""
 
 
 def build_batch(
@@ -103,18 +111,52 @@ def make_row(rollout: Rollout, advantage: float, overlong_filtering: bool = Fals
 
 
 def shard_rows(rows: Sequence[TrainRow], num_ranks: int) -> TrainBatch:
-    """Deal rows to ranks: equally many each, and about equally many tokens (longest first, back and forth).
+    """Deal rows to ranks, about equally many tokens to each.
 
-    Lengths `[9, 7, 4, 2]` on two ranks → `[9, 2]` and `[7, 4]`.
+    Rows that share a prompt go to one rank, which computes it once; single ones are moved while a rank has more than `BALANCE`
+    times the mean. Rows of 9, 7, 4 and 2 tokens on two ranks → `[9, 2]` and `[7, 4]`.
     """
-    if not rows or len(rows) % num_ranks:
-        raise ValueError(f"expected a number of rows that {num_ranks} ranks divide, got {len(rows)}")
-    longest_first = sorted(rows, key=lambda row: -len(row.token_ids))
-    dealt: list[list[TrainRow]] = [[] for _ in range(num_ranks)]
-    for index, row in enumerate(longest_first):
-        turn, place = divmod(index, num_ranks)
-        dealt[place if turn % 2 == 0 else num_ranks - 1 - place].append(row)
+    if not rows:
+        raise ValueError("expected rows to train on, got none")
+    groups = sorted(
+        ([rows[i] for i in indices] for indices in by_prompt(rows)), key=lambda group: -computed_tokens(group)
+    )
+    ranks: list[Shard] = [{} for _ in range(num_ranks)]
+    loads = [(0, rank) for rank in range(num_ranks)]
+    for number, group in enumerate(groups):
+        load, rank = heapq.heappop(loads)
+        ranks[rank][number] = group
+        heapq.heappush(loads, (load + computed_tokens(group), rank))
+    _balance(ranks)
     return TrainBatch(
-        rows_per_rank=tuple(tuple(rank_rows) for rank_rows in dealt),
+        rows_per_rank=tuple(tuple(row for group in held.values() for row in group) for held in ranks),
         num_loss_tokens=int(sum(row.loss_mask.sum() for row in rows)),
     )
+
+
+def _balance(ranks: list[Shard]) -> None:
+    """Move single rows from the fullest rank to the emptiest while that helps, and is needed."""
+    loads = [sum(map(computed_tokens, held.values())) for held in ranks]
+    for _ in range(sum(len(group) for held in ranks for group in held.values())):
+        most, least = int(np.argmax(loads)), int(np.argmin(loads))
+        if loads[most] <= BALANCE * sum(loads) / len(loads):
+            return
+        gap, best = loads[most] - loads[least], None
+        for key, group in ranks[most].items():
+            for place, row in enumerate(group):
+                own = own_tokens(row)
+                taken = own + (row.start if len(group) == 1 else 0)
+                given = own + (0 if key in ranks[least] else row.start)
+                # What the fuller of the two has afterwards, less what the fullest has now.
+                after = max(-taken, given - gap)
+                if best is None or after < best[0]:
+                    best = after, key, place, taken, given
+        if best is None or best[0] >= 0:
+            return
+        _, key, place, taken, given = best
+        row = ranks[most][key].pop(place)
+        if not ranks[most][key]:
+            del ranks[most][key]
+        ranks[least].setdefault(key, []).append(row)
+        loads[most] -= taken
+        loads[least] += given

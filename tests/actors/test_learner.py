@@ -159,8 +159,16 @@ def test_logprobs_do_not_depend_on_padding_or_micro_batches(make_rank):
     rank.begin_stage(stage)
     in_one = rank.update(rows, num_trained(rows)).metrics
     for name in ("train/loss", "train/grad_norm", "train/entropy"):
-        assert in_many[name] == pytest.approx(in_one[name], rel=1e-5)
-    assert in_many["train/padding_frac"] < in_one["train/padding_frac"]
+        assert in_many[name] == pytest.approx(in_one[name], rel=2e-5)
+
+
+def test_what_is_not_computed_again_is_told(make_rank):
+    rank, rows = make_rank(micro_batch_tokens=10_000), make_rows(num_rows=4, start=None)
+    rank.begin_stage(SFT)
+    assert rank.update(rows, num_trained(rows)).metrics["train/shared_frac"] == 0.0
+    twice = (*rows, *rows)
+    shared = sum(row.start for row in rows) / sum(len(row.token_ids) for row in twice)
+    assert rank.update(twice, num_trained(twice)).metrics["train/shared_frac"] == pytest.approx(shared)
 
 
 def test_logits_are_computed_only_for_trained_tokens(make_rank, monkeypatch):
@@ -184,16 +192,13 @@ def test_the_adapter_acts_from_start_on(make_rank):
     rank = make_rank()
     trained_adapter(rank)
     (row,) = make_rows(num_rows=1)
-    everywhere = rank.sequence_logprobs((row,), "policy")[0]
-    base = rank.sequence_logprobs((row,), "base")[0]
     first = int(np.flatnonzero(row.loss_mask)[0])
-    late = dataclasses.replace(row, start=first + 2)
-    masked, other = rank.sequence_logprobs((late, dataclasses.replace(row, start=len(row.token_ids))), "policy")
-    # Positions before start predict as the base does; the first adapted position predicts token start + 1.
-    np.testing.assert_allclose(masked[:3], base[:3], atol=1e-5)
-    assert np.abs(masked[3:] - base[3:]).max() > 1e-3
-    assert np.abs(masked[3:] - everywhere[3:]).max() > 1e-3
-    np.testing.assert_allclose(other, base, atol=1e-5)
+    late = dataclasses.replace(row, start=first - 1)
+    everywhere, masked = rank.sequence_logprobs((row, late), "policy")
+    base, late_base = rank.sequence_logprobs((row, late), "base")
+    np.testing.assert_allclose(base, late_base, atol=1e-5)
+    assert np.abs(masked - base).max() > 1e-3
+    assert np.abs(masked - everywhere).max() > 1e-3
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

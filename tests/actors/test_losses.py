@@ -276,12 +276,12 @@ def test_settings_that_cannot_work_are_refused():
 
 def test_step_metrics_divide_by_tokens_and_by_sequences():
     names = ("loss", "entropy", "clipped", "ratio", "gap", "kl")
-    sums = dict.fromkeys(names, 4.0) | {"masked": 2.0, "tokens": 30.0, "area_tokens": 40.0}
+    sums = dict.fromkeys(names, 4.0) | {"masked": 2.0, "tokens": 30.0, "computed_tokens": 24.0}
     metrics = step_metrics("rl", sums, 0.5, num_loss_tokens=8, num_sequences=16)
     assert metrics["train/loss"] == 4.0
     assert metrics["train/clip_frac"] == metrics["train/kl"] == metrics["train/entropy"] == 0.5
     assert metrics["train/masked_frac"] == 0.125
-    assert metrics["train/padding_frac"] == 0.25
+    assert metrics["train/shared_frac"] == pytest.approx(0.2)
     assert metrics["rollout/logprob_gap_max"] == 0.5
 
 

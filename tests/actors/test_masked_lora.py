@@ -1,12 +1,14 @@
 """The training side of the boundary, against a dense reference, PEFT's own masked LoRA, and autograd."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
-from actors.masked_lora import AdapterState, adapter_parameters, add_adapter, start_mask
+from actors.masked_lora import adapter_parameters, add_adapter
 from actors.micro_batches import MicroBatch
 from actors.policy_model import PolicyModel
 from configs.schema.run import ModelSection
@@ -46,15 +48,7 @@ def trained(row):
     return torch.from_numpy(row.loss_mask[1:])
 
 
-def test_start_mask_of_padded_and_of_packed_rows():
-    padded = start_mask(torch.tensor([[0], [2]]), torch.arange(3), torch.float32)
-    assert padded.tolist() == [[1], [1], [1], [0], [0], [1]]
-    starts, positions = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 1, 0, 1, 2])
-    assert start_mask(starts, positions, torch.float32).flatten().tolist() == [1, 1, 0, 0, 1]
-    assert start_mask(torch.zeros(2, 1, dtype=torch.long), torch.arange(3), torch.float32) is None
-
-
-def test_padded_rows_with_their_own_starts_equal_the_dense_reference(make_policy, reference):
+def test_rows_with_their_own_starts_equal_the_dense_reference(make_policy, reference):
     rows = make_rows(num_rows=6, start=None)
     assert len({row.start for row in rows}) > 1
     logprobs, _ = make_policy()(MicroBatch.from_rows(rows), "policy", 0.7)
@@ -62,22 +56,6 @@ def test_padded_rows_with_their_own_starts_equal_the_dense_reference(make_policy
     torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
     everywhere = torch.cat([reference.logprobs(row.token_ids, 0, 0.7)[trained(row)] for row in rows])
     assert (expected - everywhere).abs().max() > 0.05
-
-
-def test_packed_rows_equal_the_same_rows_apart(make_policy, reference):
-    policy, rows = make_policy(), make_rows(num_rows=3, start=None)
-    lengths = [len(row.token_ids) for row in rows]
-    positions = torch.cat([torch.arange(n) for n in lengths])
-    starts = torch.tensor([row.start for row in rows]).repeat_interleave(torch.tensor(lengths))
-    policy.switch.state = AdapterState(adapter="policy", mask=start_mask(starts, positions, torch.float32))
-    tokens = torch.from_numpy(np.concatenate([row.token_ids for row in rows]).astype(np.int64))[None]
-    with torch.no_grad():
-        logits = policy.base(input_ids=tokens, position_ids=positions[None], use_cache=False).logits[0]
-    ends = np.cumsum([0, *lengths])
-    for row, begin, end in zip(rows, ends[:-1], ends[1:], strict=True):
-        targets = tokens[0, begin + 1 : end, None]
-        logprobs = logits[begin : end - 1].log_softmax(-1).gather(1, targets)[:, 0]
-        torch.testing.assert_close(logprobs, reference.logprobs(row.token_ids, row.start).detach(), atol=2e-5, rtol=0)
 
 
 def test_masked_logprobs_equal_peft_with_its_own_offsets(make_policy, random_model_dir, tensors):
@@ -106,16 +84,64 @@ def test_positions_below_start_contribute_nothing_to_the_gradient(make_policy, r
         torch.testing.assert_close(gradient, reference.tensors[name].grad, atol=1e-4, rtol=1e-4)
 
 
-def test_a_row_that_starts_after_its_end_has_no_gradient(make_policy):
+def make_group(num_rows, num_prompt, seed):
+    """Rows that share a prompt of so many tokens below their start."""
+    rows = make_rows(num_rows, seed=seed, start=None)
+    prompt = np.random.default_rng(seed).integers(1, 40, num_prompt).astype(np.int32)
+    return [
+        replace(
+            row,
+            token_ids=np.concatenate([prompt, row.token_ids[row.start :]]),
+            start=num_prompt,
+            loss_mask=np.concatenate([np.zeros(num_prompt, dtype=bool), row.loss_mask[row.start :]]),
+            behaviour_logprobs=np.concatenate(
+                [np.zeros(num_prompt, dtype=np.float32), row.behaviour_logprobs[row.start :]]
+            ),
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_prompts_that_rows_share_are_computed_once_and_give_the_gradient_of_whole_rows(
+    make_policy, reference, gradient_checkpointing
+):
+    rows = [*make_group(4, 20, seed=1), *make_group(3, 1, seed=2), *make_rows(2, seed=3), *make_group(1, 7, seed=4)]
+    policy, batch = make_policy(gradient_checkpointing), MicroBatch.from_rows(rows)
+    assert len(batch.prompt_ids) == 20 + 1 + 7
+    computed = []
+    policy.base.get_decoder().register_forward_hook(
+        lambda _, args, kwargs, out: computed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        policy(batch, "reference", 1.0)
+    logprobs, _ = policy(batch, "policy", 1.0)
+    assert computed == [28, len(batch.token_ids), len(batch.token_ids)]
+    logprobs.sum().backward()
+    expected = torch.cat([reference.logprobs(row.token_ids, row.start)[trained(row)] for row in rows])
+    torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=0)
+    expected.sum().backward()
+    found = gradients(policy)
+    ours = torch.cat([gradient.flatten() for gradient in found.values()])
+    theirs = torch.cat([reference.tensors[name].grad.flatten() for name in found])
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_states_of_a_row_are_those_of_prompt_and_tail(make_policy, reference):
+    (row,) = make_group(1, 9, seed=5)
     policy = make_policy()
-    (row,) = make_rows(num_rows=1, start=99)
-    policy(MicroBatch.from_rows([row]), "policy", 1.0)[0].sum().backward()
-    assert all(not gradient.any() for gradient in gradients(policy).values())
+    reference.mask = (torch.arange(len(row.token_ids)) >= row.start).float()
+    with torch.no_grad():
+        tokens = torch.from_numpy(row.token_ids.astype(np.int64))[None]
+        expected = reference.model.get_decoder()(input_ids=tokens).last_hidden_state[0]
+    torch.testing.assert_close(policy.states(row, "policy"), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_checkpointed_backward_recomputes_under_the_state_of_its_own_forward(make_policy):
     """Two policy passes with different starts, then two others without gradient, then one backward through both."""
-    first, second = (MicroBatch.from_rows(make_rows(num_rows=3, seed=seed, start=seed)) for seed in (2, 3))
+    first, second = (
+        MicroBatch.from_rows(make_rows(num_rows=3, seed=seed, start=start)) for seed, start in ((2, None), (3, 1))
+    )
     plain, checkpointed = make_policy(), make_policy(gradient_checkpointing=True)
     for policy in (plain, checkpointed):
         loss = policy(first, "policy", 1.0)[0].sum() + 2 * policy(second, "policy", 1.0)[0].sum()

@@ -26,17 +26,24 @@ from configs.schema.run import EMBEDDED_MODEL, LearnerSection, LoraSection, Mode
 
 
 def make_rows(arguments: argparse.Namespace, vocab_size: int) -> tuple[TrainRow, ...]:
-    """Lengths log-uniform between the limits, as completions are; the first quarter of each row is its prompt."""
+    """Lengths log-uniform between the limits, as completions are; the first quarter of each row is its prompt. With `--prompt`,
+    completions of such lengths, `--group` of them behind a prompt of so many tokens, the adapter on from its last one."""
     rng = np.random.default_rng(0)
     low, high = arguments.tokens
-    rows = []
-    for _ in range(arguments.rows):
+    rows, prompt = [], np.empty(0, dtype=np.int32)
+    for index in range(arguments.rows):
         num_tokens = int(np.exp(rng.uniform(np.log(low), np.log(high))))
-        mask = np.arange(num_tokens) >= num_tokens // 4
+        num_prompt = arguments.prompt or num_tokens // 4
+        if arguments.prompt:
+            num_tokens += arguments.prompt
+        if index % arguments.group == 0:
+            prompt = rng.integers(0, vocab_size, arguments.prompt).astype(np.int32)
+        own = rng.integers(0, vocab_size, num_tokens - len(prompt)).astype(np.int32)
+        mask = np.arange(num_tokens) >= num_prompt
         rows.append(
             TrainRow(
-                token_ids=rng.integers(0, vocab_size, num_tokens).astype(np.int32),
-                start=0,
+                token_ids=np.concatenate([prompt, own]),
+                start=max(0, arguments.prompt - 1),
                 loss_mask=mask,
                 behaviour_logprobs=np.zeros(num_tokens, dtype=np.float32),
                 advantage=0.0,
@@ -167,6 +174,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--tokens", type=int, nargs=2, default=(40, 240), help="shortest and longest row")
+    parser.add_argument(
+        "--prompt", type=int, default=0, help="tokens of a prompt that completions share; 0: none is shared"
+    )
+    parser.add_argument("--group", type=int, default=8, help="completions of one prompt")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="of the learner")
     parser.add_argument("--plain-rows", type=int, default=16, help="rows per micro-batch of the plain loop")

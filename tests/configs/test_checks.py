@@ -143,11 +143,6 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"evaluation.max_completion_tokens": 384}, "evaluation.max_completion_tokens: expected at most 368"),
     ({"lora.rank": 64}, "lora.rank: expected at most engine.max_lora_rank 32, found 64"),
-    (
-        {"learner.num_ranks": 5, "sft.rows_per_step": 50, "rl.groups_per_step": 12},
-        "rl.groups_per_step x rl.group_size: expected a multiple of learner.num_ranks 5, found 96",
-    ),
-    ({"learner.num_ranks": 32}, "sft.rows_per_step: expected a multiple of learner.num_ranks 32, found 48"),
     ({"learner.offload_optimizer": True, "learner.num_gpus_per_rank": 1}, "expected false with learner.zero_stage 0"),
     ({"learner.offload_optimizer": True, "learner.zero_stage": 2}, "expected false with learner.num_gpus_per_rank 0"),
     ({"budget.prompt_template": "{question}"}, "budget.prompt_template: expected {question} and {budget_tokens}"),

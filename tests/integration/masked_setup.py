@@ -50,15 +50,19 @@ def reference_logprobs(reference, prompt, generated, start):
     return logprobs[len(prompt) - 1 :].numpy()
 
 
-def learner_logprobs(policy, prompt, generated, start):
-    """Of the completion `[T]`."""
-    token_ids = np.concatenate([prompt, generated.token_ids])
-    row = TrainRow(
+def make_row_of(token_ids, start, num_prompt=None):
+    """Trained on from token `num_prompt` on, or nowhere."""
+    return TrainRow(
         token_ids=token_ids,
         start=start,
-        loss_mask=np.arange(len(token_ids)) >= len(prompt),
+        loss_mask=np.arange(len(token_ids)) >= (len(token_ids) if num_prompt is None else num_prompt),
         behaviour_logprobs=np.zeros(len(token_ids), dtype=np.float32),
         advantage=0.0,
     )
+
+
+def learner_logprobs(policy, prompt, generated, start):
+    """Of the completion `[T]`."""
+    row = make_row_of(np.concatenate([prompt, generated.token_ids]), start, len(prompt))
     with torch.no_grad():
         return policy(MicroBatch.from_rows([row]), "policy", 1.0)[0].numpy()

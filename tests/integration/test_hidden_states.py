@@ -11,11 +11,19 @@ import pytest
 import torch
 
 from actors.heads import ema_pool
-from actors.masked_lora import AdapterState, start_mask
 from actors.types import Sampling
 from configs.schema.run import EngineSection
 from tests.actors.dense_reference import DenseReference, random_adapter
-from tests.integration.masked_setup import LORA, MASKED, ORDINARY, SCALE, make_policy, make_prompt, start_engine
+from tests.integration.masked_setup import (
+    LORA,
+    MASKED,
+    ORDINARY,
+    SCALE,
+    make_policy,
+    make_prompt,
+    make_row_of,
+    start_engine,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -141,9 +149,7 @@ def test_the_learners_model_has_the_same_state_after_a_completion(loop, engine, 
         engine.generate(prompt, 1, Sampling(temperature=1.0, max_tokens=20, ignore_end=True), MASKED, start)
     )
     row = np.concatenate([prompt, generated.token_ids])
+    train_row = make_row_of(row, start)
     state = loop.run_until_complete(engine.last_state(row, MASKED, start))
-    mask = start_mask(torch.tensor([[start]]), torch.arange(len(row)), torch.float32)
-    policy.switch.state = AdapterState(adapter="policy", mask=mask)
-    with torch.no_grad():
-        states = policy.base.get_decoder()(input_ids=torch.from_numpy(row)[None].long(), use_cache=False)
-    np.testing.assert_allclose(state, states.last_hidden_state[0, -1].numpy(), atol=TOLERANCE, rtol=0)
+    states = policy.states(train_row, "policy")
+    np.testing.assert_allclose(state, states[-1].numpy(), atol=TOLERANCE, rtol=0)

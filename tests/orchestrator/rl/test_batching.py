@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.types import Rollout
+from actors.shared_prompts import by_prompt, computed_tokens
+from actors.types import Rollout, TrainRow
 from orchestrator.rl.batching import build_batch, make_row, sequence_kls, shard_rows
 from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_group, make_prompt
@@ -23,16 +24,59 @@ def test_forced_tokens_and_prompt_are_never_trained_on():
     assert row.advantage == 0.5
 
 
-def test_rows_are_dealt_by_length_back_and_forth():
-    rows = [replace(make_row(make_rollout([False] * n), 0.0)) for n in (2, 7, 0, 5)]
-    batch = shard_rows(rows, 2)
+def make_rows(lengths, start=0, first=0):
+    """Rows of so many tokens; those with a start share what is below it."""
+    return [
+        TrainRow(
+            token_ids=np.arange(first, first + length, dtype=np.int32),
+            start=start,
+            loss_mask=np.arange(length) > start,
+            behaviour_logprobs=np.zeros(length, dtype=np.float32),
+            advantage=0.0,
+        )
+        for length in lengths
+    ]
+
+
+def loads(batch):
+    return [sum(computed_tokens([rank[i] for i in group]) for group in by_prompt(rank)) for rank in batch.rows_per_rank]
+
+
+def test_rows_are_dealt_by_their_tokens():
+    batch = shard_rows(make_rows([4, 9, 2, 7]), 2)
     assert [[len(row.token_ids) for row in rank] for rank in batch.rows_per_rank] == [[9, 2], [7, 4]]
-    assert batch.num_loss_tokens == 14
+    assert batch.num_loss_tokens == 18
+    assert [len(rank) for rank in shard_rows(make_rows([5]), 2).rows_per_rank] == [1, 0]
+    with pytest.raises(ValueError, match="expected rows to train on"):
+        shard_rows([], 2)
 
 
-def test_number_of_rows_must_be_divisible_by_ranks():
-    with pytest.raises(ValueError, match="2 ranks divide, got 3"):
-        shard_rows([make_row(make_rollout([False]), 0.0)] * 3, 2)
+def test_rows_of_a_prompt_stay_on_one_rank_where_that_is_even():
+    groups = [make_rows([30] * 4, start=20, first=100 * number) for number in range(4)]
+    batch = shard_rows([row for group in zip(*groups, strict=True) for row in group], 2)
+    assert loads(batch) == [120, 120]
+    assert [len(by_prompt(rank)) for rank in batch.rows_per_rank] == [2, 2]
+
+
+def test_a_group_is_parted_where_one_rank_would_have_all():
+    batch = shard_rows(make_rows([110] * 8, start=10), 2)
+    assert loads(batch) == [410, 410]
+
+
+@pytest.mark.parametrize("num_groups", [16, 32, 128])
+def test_eight_ranks_compute_about_equally_much(num_groups):
+    rng = np.random.default_rng(num_groups)
+    rows = []
+    for number in range(num_groups):
+        start = int(rng.integers(50, 300))
+        lengths = start + 1 + rng.lognormal(5.0, 0.6, 8).astype(int)
+        rows += make_rows(lengths.tolist(), start=start, first=number)
+    found = loads(shard_rows(rows, 8))
+    assert sum(len(rank) for rank in shard_rows(rows, 8).rows_per_rank) == len(rows)
+    # Padding is none within a rank; ranks wait for the fullest.
+    assert 8 * max(found) / sum(found) <= 1.05
+    # Moving rows computes few prompts again.
+    assert sum(found) <= 1.1 * sum(loads(shard_rows(rows, 1)))
 
 
 def test_batch_holds_group_advantages():

@@ -94,10 +94,10 @@ def test_saved_bytes_of_a_layer_are_those_that_torch_saves(tmp_path, model_type)
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             policy(batch, "policy", 1.0)
-        counted.append(sum(saved.values()) / batch.area_tokens)
+        counted.append(sum(saved.values()) / batch.computed_tokens)
     shape = ModelShape.from_config({"model_type": model_type, "num_hidden_layers": 1, "vocab_size": 64, **sizes})
     # Copies of A and B in the base's dtype are saved too, once for all tokens.
-    copies = 2 * shape.num_adapter_parameters(lora.rank, tuple(shape.widths)) / batch.area_tokens
+    copies = 2 * shape.num_adapter_parameters(lora.rank, tuple(shape.widths)) / batch.computed_tokens
     assert counted[1] - counted[0] == pytest.approx(shape.saved_layer_bytes(lora.rank, 2) + copies, rel=0.1)
 
 
