@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TERSE_EXTRA)
 CONSTRAINTS := constraints-$(TERSE_EXTRA).txt
 
+# Processes that `make test` shares files out to; 0 is one after the other.
+TEST_WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help env quickstart test test-slow test-device-clean test-faults random-kills soak check-pins gpu-check models-table docs bench bench-budget bench-scaling bench-qamr lint clean
 
@@ -34,7 +37,7 @@ quickstart: $(STAMP) ## the whole pipeline on two CPU cores, ends in a report
 	@$(BIN)/terse quickstart
 
 test: $(STAMP) ## all tests but the slow ones
-	@$(BIN)/python -m pytest -q --durations=10
+	@$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --durations=10
 
 test-slow: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from actors import packed_attention
-from actors.masked_lora import add_adapter, adapter_parameters
+from actors.masked_lora import adapter_parameters, add_adapter
 from actors.micro_batches import MicroBatch
 from actors.policy_model import PolicyModel
 from configs.schema.run import ModelSection
