@@ -4,6 +4,7 @@ A lost actor (killed, its node gone, its engine dead, or silent) is made again i
 has started and, for engines, says that it holds every adapter that is in use. The others go on meanwhile.
 """
 
+import heapq
 import logging
 import time
 from collections import Counter
@@ -58,8 +59,9 @@ class ActorPool:
         self._make, self._start, self._is_current, self._ping = make, start, is_current, ping
         self._start_timeout_s, self._max_losses = start_timeout_s, max_losses
         self._heartbeat_timeout_s, self._on_loss = heartbeat_timeout_s, on_loss
-        self.load: Counter[int] = Counter()
-        """Calls in flight of each actor, counted by those who make them."""
+        self._load: Counter[int] = Counter()
+        self._by_load: list[tuple[int, int]] = []
+        """A heap of (calls in flight, index); entries that are no longer true are skipped when they come up."""
         self._num_losses = 0
         self._failed_starts: Counter[int] = Counter()
         self._handles: list[Any] = [make(index) for index in range(size)]
@@ -85,9 +87,34 @@ class ActorPool:
         """Indices of the actors that can be called."""
         return [index for index in range(len(self._handles)) if index not in self._starting]
 
-    def least_loaded(self) -> int:
-        """Index of the serving actor with the fewest calls in flight. Raises ValueError when none serves."""
-        return min(self.serving, key=lambda index: self.load[index])
+    @property
+    def has_serving(self) -> bool:
+        return len(self._starting) < len(self._handles)
+
+    def load_of(self, index: int) -> int:
+        """Calls in flight, by those who took the actor."""
+        return self._load[index]
+
+    def take(self) -> int:
+        """Index of the serving actor with the fewest calls in flight, which has one more now. Raises ValueError when none
+        serves."""
+        while self._by_load:
+            load, index = heapq.heappop(self._by_load)
+            if load == self._load[index] and index not in self._starting:
+                self._count(index, 1)
+                return index
+        raise ValueError(f"no {self.role} serves")
+
+    def give_back(self, index: int) -> None:
+        """One of its calls has ended."""
+        self._count(index, -1)
+
+    def _count(self, index: int, change: int) -> None:
+        self._load[index] += change
+        heapq.heappush(self._by_load, (self._load[index], index))
+        if len(self._by_load) > 4 * len(self._handles) + 64:
+            self._by_load = [(self._load[index], index) for index in self.serving]
+            heapq.heapify(self._by_load)
 
     @property
     def num_replacing(self) -> int:
@@ -128,9 +155,10 @@ class ActorPool:
                     continue
                 self._failed_starts[index] = 0
                 self._replacing.discard(index)
+                heapq.heappush(self._by_load, (self._load[index], index))
                 log.info("%s %d serves", self.role, index)
                 served.append(index)
-            elif time.monotonic() - since_s > self._start_timeout_s and not self.serving:
+            elif time.monotonic() - since_s > self._start_timeout_s and not self.has_serving:
                 raise RuntimeError(
                     f"{self.role} {index}: not ready after {self._start_timeout_s:.0f} s (cluster.start_timeout_s), "
                     "and no other serves"

@@ -10,7 +10,7 @@ once, because only a call that has failed is repeated.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 REPORT_WAITING_S = 30.0
 WATCH_AFTER_S = 15.0
 """Without an answer from an actor for so long, it is asked for a sign of life."""
+CARE_S = 0.5
+LOOK_PAUSE = 49.0
+"""Between two looks at what has ended, times the seconds that one takes."""
 MAX_ATTEMPTS = 3
 """Attempts at one call: a request that loses so many actors is itself the likely cause."""
 ANSWERS_PER_CALL = 64
@@ -128,6 +131,8 @@ class Dispatcher:
         """`timeout_s`: with no call finished for so long, waiting raises."""
         self._pools: dict[Part, ActorPool] = {"generate": engines, "score": scorers}
         self._in_flight: dict[Any, _InFlight] = {}
+        self._num_in: Counter[Part] = Counter()
+        self._look_s = self._last_look_s = self._last_care_s = 0.0
         self._waiting: dict[Part, deque[_Call]] = {"generate": deque(), "score": deque()}
         self._timeout_s, self._on_redispatch = timeout_s, on_redispatch
         self._start_clock()
@@ -138,7 +143,7 @@ class Dispatcher:
 
     def num_in(self, part: Part) -> int:
         """Requests in `generate` or `score` now, those that wait for an actor included."""
-        return sum(item.call.part == part for item in list(self._in_flight.values())) + len(self._waiting[part])
+        return self._num_in[part] + len(self._waiting[part])
 
     def submit(self, request: Request, capped: Finished | None = None) -> None:
         """Start answering a request. With `capped`, its completions are cut at the request's cap and made to answer,
@@ -208,8 +213,9 @@ class Dispatcher:
         """Give up everything in flight; engines stop generating it."""
         for reference, item in self._in_flight.items():
             ray.cancel(reference)
-            self._pools[item.call.part].load[item.actor_index] -= 1
+            self._pools[item.call.part].give_back(item.actor_index)
         self._in_flight.clear()
+        self._num_in.clear()
         for waiting in self._waiting.values():
             waiting.clear()
 
@@ -221,7 +227,7 @@ class Dispatcher:
         """Take what is ready, after at most `timeout_s` without anything; the calls that were the last of theirs."""
         ready = self._wait_for_calls(timeout_s)
         ended = [end for reference in ready if (end := self._advance(reference)) is not None]
-        has_new_actor = self._poll_actors()
+        has_new_actor = self._care_for_actors()
         now = time.monotonic()
         if ready or has_new_actor:
             self._last_progress_s = now
@@ -233,21 +239,31 @@ class Dispatcher:
         return ended
 
     def _wait_for_calls(self, timeout_s: float) -> list[Any]:
+        """Those that have ended. A look at all of them costs time that grows with their number, so it is taken only so often
+        that looking is a fiftieth of the time: what ends meanwhile comes along."""
         if not self._in_flight:
             time.sleep(min(0.1, timeout_s))  # all of them wait for an actor that is being started
             return []
-        ready, _ = ray.wait(list(self._in_flight), timeout=timeout_s, fetch_local=False)
-        # Whatever else has finished meanwhile comes along, in the same round.
-        if ready:
-            ready, _ = ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=0, fetch_local=False)
+        references = list(self._in_flight)
+        if timeout_s:
+            ray.wait(references, timeout=timeout_s, fetch_local=False)
+            pause_s = self._last_look_s + LOOK_PAUSE * self._look_s - time.monotonic()
+            time.sleep(min(timeout_s, max(0.0, pause_s)))
+        began_s = time.monotonic()
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        self._last_look_s = time.monotonic()
+        self._look_s = self._last_look_s - began_s
         return ready
 
-    def _poll_actors(self) -> bool:
-        """Whether an actor has come to serve; calls that waited for it begin."""
-        is_new = False
+    def _care_for_actors(self) -> bool:
+        """Whether an actor has come to serve; calls that waited for it begin. Looked after every `CARE_S`, and whenever a call
+        waits for one."""
+        now = time.monotonic()
+        if now - self._last_care_s < CARE_S and not any(self._waiting.values()):
+            return False
+        self._last_care_s, is_new = now, False
         for part, pool in self._pools.items():
             is_new |= bool(pool.poll())
-            now = time.monotonic()
             pool.watch(
                 {
                     item.actor_index
@@ -255,16 +271,16 @@ class Dispatcher:
                     if item.call.part == part and now - item.since_s > WATCH_AFTER_S
                 }
             )
-            for _ in range(len(self._waiting[part]) if pool.serving else 0):
+            for _ in range(len(self._waiting[part]) if pool.has_serving else 0):
                 self._begin(self._waiting[part].popleft())
         return is_new
 
     def _begin(self, call: _Call) -> None:
         pool = self._pools[call.part]
-        if not pool.serving:
+        if not pool.has_serving:
             self._waiting[call.part].append(call)
             return
-        index = pool.least_loaded()
+        index = pool.take()
         actor, completions = pool.handle(index), call.completions
         if call.part == "generate":
             # The second reference says how it went, without fetching what was generated.
@@ -273,7 +289,7 @@ class Dispatcher:
             reference = actor.group_answers.remote(call.answers)
         else:
             reference = actor.score_group.remote(call.request, completions)
-        pool.load[index] += 1
+        self._num_in[call.part] += 1
         self._in_flight[reference] = _InFlight(
             call=call, actor=actor, actor_index=index, completions=completions, since_s=time.monotonic()
         )
@@ -282,7 +298,8 @@ class Dispatcher:
         """Take one result and begin the request's next call; the call and its result when there is none."""
         item = self._in_flight.pop(reference)
         call = item.call
-        self._pools[call.part].load[item.actor_index] -= 1
+        self._num_in[call.part] -= 1
+        self._pools[call.part].give_back(item.actor_index)
         try:
             result = ray.get(reference)
         except ray.exceptions.RayError as error:

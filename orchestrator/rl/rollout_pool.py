@@ -7,7 +7,7 @@ groups exist at once, and `take` leaves groups behind only if later steps can st
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,8 @@ class RolloutPool:
         self._published: dict[int, AdapterRef] = {}
         self._current: AdapterRef | None = None
         self._pending: dict[int, Request] = {}
+        self._pending_versions: Counter[int] = Counter()
+        self._ready_versions: Counter[int] = Counter()
         self._ready: list[RolloutGroup] = []
         self._num_consecutive_drops = 0
         self._dropped: list[DroppedGroup] = []
@@ -74,6 +76,7 @@ class RolloutPool:
         self._current = ref
         oldest = ref.version - self._config.max_staleness
         self._published = {v: r for v, r in self._published.items() if v >= oldest}
+        self._ready_versions, self._pending_versions = +self._ready_versions, +self._pending_versions
         self._fill_slots()
 
     def take(self, num_groups: int) -> list[RolloutGroup]:
@@ -84,24 +87,28 @@ class RolloutPool:
         version = self._require_current().version
         while True:
             self._show(self.queue_depths())
-            chosen = choose_groups(
-                [group.policy_version for group in self._ready],
-                [request.version for request in self._pending.values()],
+            if may_take(
+                self._ready_versions,
+                self._pending_versions,
                 num_groups=num_groups,
                 policy_version=version,
                 max_staleness=self._config.max_staleness,
-            )
-            if chosen is not None:
-                groups = [self._ready[index] for index in chosen]
-                taken = set(chosen)
-                self._ready = [group for index, group in enumerate(self._ready) if index not in taken]
-                return groups
+            ):
+                return self._take_oldest(num_groups)
             if not self._pending:
                 raise RuntimeError(
                     f"expected {num_groups} groups in flight, got {len(self._ready)} ready and none pending"
                 )
             for finished in self._dispatcher.wait():
                 self._receive(finished)
+
+    def _take_oldest(self, num_groups: int) -> list[RolloutGroup]:
+        """Ready groups of the oldest versions, in the order of version and stream."""
+        order = sorted(self._ready, key=lambda group: (group.policy_version, group.group_id))
+        taken = {group.group_id for group in order[:num_groups]}
+        self._ready = [group for group in self._ready if group.group_id not in taken]
+        self._ready_versions.subtract(group.policy_version for group in order[:num_groups])
+        return order[:num_groups]
 
     def queue_depths(self) -> dict[str, float]:
         """How many groups are where, of how many slots."""
@@ -131,11 +138,13 @@ class RolloutPool:
             source=request.task.source,
         )
         del self._pending[request.request_id]
+        self._pending_versions[request.version] -= 1
         check_stamps(group, self._published[request.version])
         if not group.is_constant:
             self._num_consecutive_drops = 0
             # In the order of the stream, not of finishing: what is trained on together adds up to the same bits.
             bisect.insort(self._ready, group, key=lambda ready: ready.group_id)
+            self._ready_versions[group.policy_version] += 1
             return
         self._dropped.append(
             DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts, source=group.source)
@@ -167,6 +176,7 @@ class RolloutPool:
                 length_state=self._length_state.for_task(task.task_id),
             )
             self._pending[index] = request
+            self._pending_versions[version] += 1
             self._dispatcher.submit(request)
 
     def _sampling_of(self, index: int, version: int) -> Sampling:
@@ -195,28 +205,31 @@ def check_stamps(group: RolloutGroup, expected: AdapterRef) -> None:
             )
 
 
-def choose_groups(
-    ready_versions: Sequence[int],
-    pending_versions: Sequence[int],
+def may_take(
+    ready_versions: Mapping[int, int],
+    pending_versions: Mapping[int, int],
     *,
     num_groups: int,
     policy_version: int,
     max_staleness: int,
-) -> list[int] | None:
-    """Indices of the ready groups to train on now, oldest version first; None if it is better to wait.
+) -> bool:
+    """Whether to train on `num_groups` ready groups now, the oldest version first, or better wait; groups are counted by version.
 
     It is safe to go on when what stays behind can be trained on before it is too stale: of the groups that
     expire within j more steps, at most `j · num_groups` may be left. With `max_staleness=0` nothing may stay.
 
-    Example: two per step, staleness 1, learner at 5; ready `[5, 4, 5]`, pending `[4]` → None (the pending group
-    of version 4 expires now); pending `[5]` → `[1, 0]`.
+    Example: two per step, staleness 1, learner at 5; ready `{4: 1, 5: 2}`, pending `{4: 1}` → no (the pending group
+    of version 4 expires now); pending `{5: 1}` → yes.
     """
-    if len(ready_versions) < num_groups:
-        return None
-    order = sorted(range(len(ready_versions)), key=lambda index: (ready_versions[index], index))
-    left = [ready_versions[index] for index in order[num_groups:]] + list(pending_versions)
+    if sum(ready_versions.values()) < num_groups:
+        return False
+    left, to_take = Counter(pending_versions), num_groups
+    for version in sorted(ready_versions):
+        taken = min(to_take, ready_versions[version])
+        to_take -= taken
+        left[version] += ready_versions[version] - taken
     for num_steps in range(max_staleness + 1):
-        expiring = sum(version <= policy_version - max_staleness + num_steps for version in left)
-        if expiring > num_steps * num_groups:
-            return None
-    return order[:num_groups]
+        last = policy_version - max_staleness + num_steps
+        if sum(count for version, count in left.items() if version <= last) > num_steps * num_groups:
+            return False
+    return True

@@ -81,7 +81,7 @@ def test_an_engine_that_is_lost_is_replaced_and_its_groups_come_back_once(ray_cl
     assert [loss.index for loss in losses] == [0]
     assert {(item.call, item.attempt) for item in again} == {("generate", 2)}
     engines.wait_for(2)
-    assert set(engines.load.values()) == {0}
+    assert {engines.load_of(index) for index in range(len(engines))} == {0}
     submit(dispatcher, 0, 1)
     assert finish(dispatcher) == whole(2)
 
@@ -244,4 +244,4 @@ def test_what_is_cancelled_does_not_come_back(ray_cluster):
     # The actor itself is not asked again: Ray numbers the calls of one that answers in order, and a cancelled one is missing.
     assert dispatcher.num_in_flight == 0
     assert dispatcher.wait() == []
-    assert set(engines.load.values()) == {0}
+    assert {engines.load_of(index) for index in range(len(engines))} == {0}

@@ -6,7 +6,7 @@ import pytest
 from actors.types import Sampling
 from configs.schema.run import RlSection
 from orchestrator.record.checkpoint import TaskCursor
-from orchestrator.rl.rollout_pool import RolloutPool, check_stamps, choose_groups
+from orchestrator.rl.rollout_pool import RolloutPool, check_stamps, may_take
 from tests.fakes import FakeDispatcher, make_group, make_prompt, make_ref, make_task
 
 
@@ -98,17 +98,18 @@ def test_a_completion_with_another_hash_is_refused():
         check_stamps(make_group([0, 1], version=3, sha256="b" * 64), make_ref(3))
 
 
-def test_choose_waits_for_the_pending_group_that_expires_now():
+def test_a_step_waits_for_the_pending_group_that_expires_now():
     settings = {"num_groups": 2, "policy_version": 5, "max_staleness": 1}
-    assert choose_groups([5, 4, 5], [4], **settings) is None
-    assert choose_groups([5, 4, 5], [5], **settings) == [1, 0]
+    assert not may_take({4: 1, 5: 2}, {4: 1}, **settings)
+    assert may_take({4: 1, 5: 2}, {5: 1}, **settings)
+    assert not may_take({5: 1}, {5: 1}, **settings)
 
 
-def test_choose_waits_when_more_groups_would_expire_than_later_steps_can_take():
+def test_a_step_waits_when_more_groups_would_expire_than_later_steps_can_take():
     # Learner at 2, staleness 2: three groups of version 1 left expire after the next step, which takes two.
     settings = {"num_groups": 2, "policy_version": 2, "max_staleness": 2}
-    assert choose_groups([2, 2], [1, 1, 1], **settings) is None
-    assert choose_groups([2, 2], [1, 1, 2], **settings) == [0, 1]
+    assert not may_take({2: 2}, {1: 3}, **settings)
+    assert may_take({2: 2}, {1: 2, 2: 1}, **settings)
 
 
 @pytest.mark.parametrize("finish", [min, max], ids=["oldest-first", "newest-first"])
