@@ -55,7 +55,7 @@ class SweepResult:
     report: Path
     """`report.html`"""
     summary: dict[str, Any]
-    """As in `summary.json`: `trials`, one row each, and `unfinished`, name → why"""
+    """As in `summary.json`: `trials`, one row each; `unfinished` and `pruned`, name → why"""
 
 
 def plan(config: RunConfig) -> "Plan":

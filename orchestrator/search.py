@@ -11,7 +11,7 @@ from configs.axes import Axis, Range
 from configs.load import ConfigError
 from configs.schema.run import RunConfig
 from orchestrator.record import run_files
-from orchestrator.record.best import FILE, Seen, look_at, read, score
+from orchestrator.record.best import FILE, PRUNED, Seen, is_pruned, look_at, read, score
 from orchestrator.record.metrics import start_policy
 
 log = logging.getLogger(__name__)
@@ -202,14 +202,6 @@ def fits(values: Mapping[str, Any], axes: Mapping[str, Axis]) -> bool:
         axis.low <= values[key] <= axis.high if isinstance(axis, Range) else values[key] in axis
         for key, axis in axes.items()
     )
-
-
-PRUNED = "pruned"
-
-
-def is_pruned(error: str | None) -> bool:
-    """Whether a trial ended because the search stopped it."""
-    return error is not None and error.startswith(PRUNED)
 
 
 def final_score(config: RunConfig) -> float | None:

@@ -34,6 +34,7 @@ from configs.schema.run import RunConfig
 from orchestrator.cluster.cluster import connect
 from orchestrator.pipeline import is_done
 from orchestrator.record import checkpoint
+from orchestrator.record.best import is_pruned
 from orchestrator.record.run_files import SWEEP_LOCK_FILE, sole_writer, write_text
 from orchestrator.record.tracking import Tracker, start_tracker, tracking_uri
 from orchestrator.report.sweep import build_sweep_report, read_sweep
@@ -99,7 +100,9 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
         for outcome in run_trials(
             plan, num_parallel, begun=lambda t: record_trials(base.run_dir, axes, [t], {t.name: NOT_RUN})
         ):
-            verdict = f"failed: {outcome.error}" if outcome.error else "done"
+            verdict = (
+                outcome.error if is_pruned(outcome.error) else f"failed: {outcome.error}" if outcome.error else "done"
+            )
             log.info("trial %s %s (%.0f s)", outcome.trial.name, verdict, outcome.seconds)
             record_trials(base.run_dir, axes, [outcome.trial], {outcome.trial.name: outcome.error})
         report = build_sweep_report(base.run_dir)

@@ -16,6 +16,7 @@ from actors.types import EvaluationRecord
 from orchestrator.record import run_files
 
 FILE = "best.json"
+PRUNED = "pruned"
 AES_LENGTH, AES_GAIN, AES_LOSS = 1.0, 3.0, 5.0
 """Weights of the accuracy-efficiency score, as O1-Pruner has them."""
 
@@ -100,3 +101,8 @@ def best_adapter(stage_dir: Path) -> tuple[int, bytes] | None:
     if table is None or not directory_of(stage_dir, table["best"]).is_dir():
         return None
     return table["best"], adapters.read_directory(directory_of(stage_dir, table["best"]))
+
+
+def is_pruned(error: str | None) -> bool:
+    """Whether a trial ended because a search stopped it: what it says then begins with `PRUNED`."""
+    return error is not None and error.startswith(PRUNED)

@@ -10,6 +10,7 @@ from actors.types import EvaluationRecord
 from configs.errors import UserError
 from configs.load import load_config
 from orchestrator.record import run_files
+from orchestrator.record.best import is_pruned
 from orchestrator.record.metrics import Summary, length_reduction, start_policy, summarise
 from orchestrator.report import sweep_figures
 from orchestrator.report.run import render
@@ -60,18 +61,20 @@ def build_sweep_report(directory: Path) -> Path:
     """
     sweep = read_sweep(directory)
     results = [found for name, trial in sweep["trials"].items() if (found := read_trial(directory, name, trial))]
-    unfinished = {
+    missing = {
         name: trial.get("error") or "not run"
         for name, trial in sweep["trials"].items()
         if name not in {result.name for result in results}
     }
+    pruned = {name: why for name, why in missing.items() if is_pruned(why)}
+    unfinished = {name: why for name, why in missing.items() if name not in pruned}
     figures = draw_figures(directory, results) if results else []
-    run_files.write_text(directory / "summary.json", json.dumps(summarise_sweep(results, unfinished), indent=2))
+    run_files.write_text(directory / "summary.json", json.dumps(summarise_sweep(results, unfinished, pruned), indent=2))
     return render(
         directory,
-        headline=headline(results, len(sweep["trials"])),
+        headline=headline(results, len(sweep["trials"]), len(pruned)),
         note="; ".join(f"{key}: {', '.join(map(str, values))}" for key, values in sweep["axes"].items()),
-        tables=[*trial_tables(results), *unfinished_tables(unfinished), *sweep_cap_tables(results)],
+        tables=[*trial_tables(results), *missing_tables(unfinished, pruned), *sweep_cap_tables(results)],
         figures=figures,
     )
 
@@ -143,8 +146,9 @@ def best_trial(results: list[TrialResult]) -> TrialResult | None:
     return max(as_good, key=lambda result: result.reduction["ratio_of_means"], default=None)
 
 
-def headline(results: list[TrialResult], num_trials: int) -> str:
-    done = f"{len(results)} of {num_trials} trials are done."
+def headline(results: list[TrialResult], num_trials: int, num_pruned: int) -> str:
+    stopped = f", {num_pruned} stopped early" if num_pruned else ""
+    done = f"{len(results)} of {num_trials} trials are done{stopped}."
     best = best_trial(results)
     if best is None:
         return f"{done} No trial is within {100 * MAX_ACCURACY_LOSS:.0f} points of the accuracy of what RL began from ({start_name(results)})."
@@ -183,11 +187,15 @@ def trial_row(result: TrialResult) -> tuple[str, ...]:
     )
 
 
-def unfinished_tables(unfinished: dict[str, str]) -> list[Table]:
-    """Trials that failed or were not run, with why; none when all are done."""
-    note = "The same command runs only these again."
-    rows = tuple(unfinished.items())
-    return [Table(title="Not finished", note=note, columns=("trial", "why"), rows=rows)] if rows else []
+def missing_tables(unfinished: dict[str, str], pruned: dict[str, str]) -> list[Table]:
+    """Trials that failed or were not run, and those that the search stopped, with why; none when all are done."""
+    again = "The same command runs only these again."
+    early = "The search stopped these, since others were better at that step; they are not run again."
+    return [
+        Table(title=title, note=note, columns=("trial", "why"), rows=tuple(trials.items()))
+        for title, note, trials in (("Not finished", again, unfinished), ("Stopped early", early, pruned))
+        if trials
+    ]
 
 
 def sweep_cap_tables(results: list[TrialResult]) -> list[Table]:
@@ -207,7 +215,7 @@ def percent(records: list[EvaluationRecord]) -> str:
     return f"{summarise(records).accuracy:.1%}"
 
 
-def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> dict[str, Any]:
+def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str], pruned: dict[str, str]) -> dict[str, Any]:
     """The contents of `summary.json`."""
     best = best_trial(results)
     return {
@@ -227,6 +235,7 @@ def summarise_sweep(results: list[TrialResult], unfinished: dict[str, str]) -> d
             for result in results
         },
         "unfinished": unfinished,
+        "pruned": pruned,
     }
 
 

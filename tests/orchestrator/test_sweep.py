@@ -162,6 +162,20 @@ def sweep_dir(tmp_path):
     return tmp_path
 
 
+def test_a_trial_that_the_search_stopped_is_no_failure(sweep_dir):
+    record = json.loads((sweep_dir / "sweep.json").read_text())
+    why = "pruned at step 2: aes -0.427 is below the median of the other trials"
+    record["trials"]["c"]["error"] = why
+    (sweep_dir / "sweep.json").write_text(json.dumps(record))
+    build_sweep_report(sweep_dir)
+    summary = json.loads((sweep_dir / "summary.json").read_text())
+    assert (summary["unfinished"], summary["pruned"]) == ({}, {"c": why})
+    text = (sweep_dir / "report.md").read_text()
+    assert "2 of 3 trials are done, 1 stopped early." in text
+    assert f"| c | {why} |" in text
+    assert "Not finished" not in text
+
+
 def test_the_report_names_the_best_trial_and_why_others_failed(sweep_dir):
     html = build_sweep_report(sweep_dir).read_text()
     assert "2 of 3 trials are done. a is 2.50 times shorter than after SFT at +0.0 points" in html
@@ -174,7 +188,9 @@ def test_the_report_names_the_best_trial_and_why_others_failed(sweep_dir):
     assert summary["trials"]["a"]["seconds"] == 300.0
     assert summary["trials"]["b"]["hard_caps"] == {"30": 0.5, "60": 0.5}
     assert summary["unfinished"] == {"c": "terse run failed: <out of memory>"}
+    assert summary["pruned"] == {}
     text = (sweep_dir / "report.md").read_text()
+    assert "Stopped early" not in text
     assert "| after SFT | 50.0% | 50.0% | 92.5% |" in text
     assert "| b | 50.0% | 50.0% | 87.5% |" in text
 
