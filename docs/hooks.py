@@ -62,22 +62,16 @@ def models_table() -> str:
 
     measured = json.loads(MODELS_FILE.read_text(encoding="utf-8"))
     lines = [
-        "| family | class in config.json | gradient | engine | prompt shared | device | int4 | plan |",
-        "|---|---|---|---|---|---|---|---|",
+        "| family | gradient | engine | prompt shared | device: tokens | device: nats | int4: nats |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind, row in measured["models"].items():
         name = row["architecture"]
         family = ARCHITECTURES[name].family + (" with LongRoPE" if kind.endswith("longrope") else "")
+        gaps = {key: f"{row[key]:.0e}".replace("-", "\u2011") for key in row if key.endswith("_gap")}
         cells = [
-            *(
-                family,
-                f"`{name}`",
-                f"{row['gradient_gap']:.0e}",
-                f"{row['logprob_gap']:.0e}",
-                f"{row['shared_tokens']}",
-            ),
-            f"{row['device_agreement']:.0%}, {row['device_gap']:.0e}",
-            *(f"{row['int4_gap']:.0e}", "agrees"),
+            *(f"{family}<br>`{name}`", gaps["gradient_gap"], gaps["logprob_gap"], f"{row['shared_tokens']}"),
+            *(f"{row['device_agreement']:.0%}", gaps["device_gap"], gaps["int4_gap"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
