@@ -9,9 +9,10 @@ A position of a row is its place in prompt and tail together, so a sliding windo
 flash attention for rows of different lengths; elsewhere rows of like lengths are padded to each other, in attention alone.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -167,17 +168,28 @@ def attend(
 
 def _has_flash(q: Tensor) -> bool:
     """Whether flash attention takes these queries `[N, heads, D]`."""
-    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16) or _varlen() is None:
         return False
     return torch.cuda.get_device_capability(q.device) >= (8, 0) and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+@cache
+def _varlen() -> Callable[..., Any] | None:
+    """torch's flash attention for rows of different lengths; None where this torch has none that takes all that is needed."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    needed = {"scale", "window_size", "enable_gqa"}
+    return varlen_attn if needed <= inspect.signature(varlen_attn).parameters.keys() else None
 
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
+    varlen = _varlen()
+    assert varlen is not None
     if segments.key_index is not None:
         k, v = k.index_select(0, segments.key_index), v.index_select(0, segments.key_index)
-    out = varlen_attn(
+    out: Tensor = varlen(
         *(q.contiguous(), k.contiguous(), v.contiguous(), segments.query_ends, segments.key_ends),
         max_q=int(segments.lengths.max()),
         max_k=int((segments.lengths + segments.prompt_lengths).max()),
@@ -185,7 +197,6 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float |
         window_size=(window - 1 if window else -1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    assert isinstance(out, Tensor)
     return out
 
 

@@ -45,7 +45,6 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("num_prompt", [9] if IS_TINY else [150, 500])
 def test_flash_attention_is_as_near_to_fp32_as_padded_attention(root, monkeypatch, num_prompt):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     rows = make_groups(num_prompt)
     exact = gradient(root, "float32", rows)
     flash = distance(gradient(root, "bfloat16", rows), exact)
