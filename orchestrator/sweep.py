@@ -100,9 +100,9 @@ def sweep(config: str, overrides: Sequence[str]) -> Path:
         for outcome in run_trials(
             plan, num_parallel, begun=lambda t: record_trials(base.run_dir, axes, [t], {t.name: NOT_RUN})
         ):
-            verdict = (
-                outcome.error if is_pruned(outcome.error) else f"failed: {outcome.error}" if outcome.error else "done"
-            )
+            verdict = outcome.error or "done"
+            if outcome.error and not is_pruned(outcome.error):
+                verdict = f"failed: {outcome.error}"
             log.info("trial %s %s (%.0f s)", outcome.trial.name, verdict, outcome.seconds)
             record_trials(base.run_dir, axes, [outcome.trial], {outcome.trial.name: outcome.error})
         report = build_sweep_report(base.run_dir)

@@ -28,6 +28,7 @@ REPORT_WAITING_S = 30.0
 WATCH_AFTER_S = 15.0
 """Without an answer from an actor for so long, it is asked for a sign of life."""
 CARE_S = 0.5
+"""Between two looks after the actors, unless a call waits for one."""
 LOOK_PAUSE = 49.0
 """Between two looks at what has ended, times the seconds that one takes."""
 MAX_ATTEMPTS = 3
