@@ -53,8 +53,9 @@ def write_base(
                 blocks = pack(decoder.permute(q, name), decoder.permute(scales, name))
                 writer.add_tensor(target, blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
             else:
-                offset = decoder.norm_offset if name.endswith("norm.weight") else 0.0
-                _add_plain(writer, target, decoder.permute(value + offset, name), precision, embeddings)
+                if name.endswith("norm.weight"):
+                    value = value + decoder.norm_offset
+                _add_plain(writer, target, decoder.permute(value, name), precision, embeddings)
         _write_divisors(writer, decoder.rope)
         _finish(writer)
     finally:

@@ -15,8 +15,10 @@ from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers, peft
 from configs.models import weights_sha256
 from configs.schema.run import LoraSection
 from deploy.device.heads import head_shapes
+from deploy.device.runtime import DeviceModel, Question
 from deploy.export import gguf
 from deploy.export.decoder import Decoder, read_decoder
+from deploy.export.parity import ParityReport, ParityTask, Reference, measure
 from deploy.export.quantize import read_grid
 from deploy.manifest import MANIFEST_FILE, PEFT_DIR, TOKENIZER_DIR, Manifest, describe_files
 
@@ -160,3 +162,16 @@ def make_export(
     }
     (directory / MANIFEST_FILE).write_text(Manifest(**values | changes).to_json())
     return directory
+
+
+QUESTIONS = ("1+2=?", "37+58-12=?", "9-8+7=?", "5+5=?")
+
+
+def compare(directory: Path, reference: Reference) -> ParityReport:
+    """Of an export with the training stack, on a few questions."""
+    with DeviceModel(directory, num_threads=1) as device:
+        tasks = [
+            ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Question(question=q))), reference_answer="3")
+            for q in QUESTIONS
+        ]
+        return measure(device, reference, tasks, 24, lambda text, task: task.reference_answer in text)

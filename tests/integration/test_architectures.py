@@ -24,13 +24,12 @@ from configs.architectures import ARCHITECTURES
 from configs.load import load_config
 from configs.model_shape import ModelShape
 from configs.schema.run import EngineSection, ModelSection
-from deploy.device.runtime import DeviceModel, Question
-from deploy.export.parity import ParityTask, Reference, measure
+from deploy.export.parity import Reference
 from deploy.export.quantize import quantize_model
 from orchestrator.tools.plan import make_plan
 from tests.actors.dense_reference import DenseReference, random_adapter
 from tests.actors.learner_setup import SFT, make_rows, num_trained, settings_of
-from tests.deploy.exports import KINDS, make_adapter, make_export, make_model
+from tests.deploy.exports import KINDS, compare, make_adapter, make_export, make_model
 from tests.integration.masked_setup import (
     LORA,
     MASKED,
@@ -185,20 +184,10 @@ def test_the_prompt_that_the_base_computed_is_used_by_the_adapter(row, loop, eng
     assert not_shared == 0
 
 
-def compare(directory, base):
-    questions = ("1+2=?", "37+58-12=?", "9-8+7=?", "5+5=?")
-    with DeviceModel(directory, num_threads=1) as device:
-        tasks = [
-            ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Question(question=q))), reference_answer="3")
-            for q in questions
-        ]
-        reference = Reference(base, directory / "adapter")
-        return measure(device, reference, tasks, 24, lambda text, task: task.reference_answer in text)
-
-
 def test_the_device_says_what_the_training_stack_says(row, tmp_path, model_dir):
     packed = make_adapter(model_dir)
-    report = compare(make_export(tmp_path / "f32", model_dir, packed, threshold=0.5), model_dir)
+    directory = make_export(tmp_path / "f32", model_dir, packed, threshold=0.5)
+    report = compare(directory, Reference(model_dir, directory / "adapter"))
     for parity in report.modes.values():
         assert parity.agreement_but_ties == 1.0
         assert parity.max_logprob_gap < 0.1
@@ -212,7 +201,9 @@ def test_an_int4_export_is_the_int4_base(row, tmp_path, model_dir):
     packed = make_adapter(model_dir)
     quantize_model(model_dir, tmp_path / "base", "least_l2", "bfloat16")
     directory = make_export(tmp_path / "int4", tmp_path / "base", packed, precision="int4")
-    same, other = compare(directory, tmp_path / "base"), compare(directory, model_dir)
+    same, other = (
+        compare(directory, Reference(base, directory / "adapter")) for base in (tmp_path / "base", model_dir)
+    )
     for mode in ("base", "reasoning"):
         # llama.cpp rounds activations to 8 bits; weights of another grid are further away than that.
         assert same.modes[mode].mean_logprob_gap < 0.5 * other.modes[mode].mean_logprob_gap

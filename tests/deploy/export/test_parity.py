@@ -5,24 +5,9 @@ import math
 
 from actors import adapters
 from configs.schema.export import ExportSection
-from deploy.device.runtime import DeviceModel, Question
-from deploy.export.parity import ModeParity, ParityReport, ParityTask, Reference, measure
+from deploy.export.parity import ModeParity, ParityReport, Reference
 from deploy.export.quantize import quantize_model
-from tests.deploy.exports import make_export
-
-QUESTIONS = ("1+2=?", "37+58-12=?", "9-8+7=?", "5+5=?")
-
-
-def tasks_for(device):
-    return [
-        ParityTask(task_id=q, token_ids=tuple(device.prompt_token_ids(Question(question=q))), reference_answer="3")
-        for q in QUESTIONS
-    ]
-
-
-def compare(directory, reference):
-    with DeviceModel(directory, num_threads=1) as device:
-        return measure(device, reference, tasks_for(device), 24, lambda text, task: task.reference_answer in text)
+from tests.deploy.exports import QUESTIONS, compare, make_export
 
 
 def test_a_right_export_agrees_in_every_number(random_model, export_with_heads):
