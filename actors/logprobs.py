@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = 1 << 24
-"""Logits computed at a time (64 MiB in fp32)."""
+from configs.model_shape import CHUNK_LOGITS
 
 
 def token_logprobs(

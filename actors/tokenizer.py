@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,15 @@ log = logging.getLogger(__name__)
 
 PROBE = "terse"
 """What an assistant says to see how a chat template ends its turn."""
+
+
+def read_tokenizers_only() -> None:
+    """Hide torch from this process for good, unless it is there already: transformers then reads tokenizers as where torch is not
+    installed, and loads none of what models need. For a process that ends with what it reads of tokenizers.
+    """
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # Python's mark of a module that is not to be imported
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # else it says that torch is missing
 
 
 def load_tokenizer(model_path: str, model: ModelSection) -> Any:

@@ -8,6 +8,8 @@ from configs.architectures import adapted_layers
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of one weight, by `model.dtype`."""
+CHUNK_LOGITS = 1 << 24
+"""Logits that the learner computes at a time (64 MiB in fp32)."""
 QK_NORM_TYPES = ("qwen3", "gemma3", "gemma3_text", "olmo2")
 """Architectures that normalise queries and keys."""
 FUSED_TYPES = ("phi3",)

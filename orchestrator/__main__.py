@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.tokenizer import read_tokenizers_only
 from configs.errors import UserError
 from configs.models import FETCHABLE_MODELS
 from orchestrator.record.failures import end_like_an_interrupt, first_line, never_fail_on_characters, write_traceback
@@ -17,6 +18,7 @@ from orchestrator.record.redaction import RedactingFormatter, redacted
 
 if TYPE_CHECKING:
     from configs.load import ConfigError
+    from configs.schema.run import RunConfig
     from orchestrator.api import RunResult, SweepResult
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -66,6 +68,7 @@ CONFIGURED = ("quickstart", "plan", "run", "sft", "train", "fit-heads", "evaluat
 def main(argv: Sequence[str] | None = None) -> int:
     never_fail_on_characters()
     arguments = read_arguments(argv)
+    arguments.owns_process = argv is None
     set_up_logging(arguments.verbose)
     if arguments.command == "device":
         from deploy.device.command import run_device
@@ -204,6 +207,8 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
         overrides.append(f"{STEP_SETTINGS[name]}={arguments.step}")
     config = load_config(arguments.config, overrides)
     if name == "plan":
+        if arguments.owns_process and not may_need_torch(config):
+            read_tokenizers_only()
         plan = api.plan(config)
         print(plan.text)
         return plan.as_dict()
@@ -219,6 +224,13 @@ def run_command(arguments: argparse.Namespace) -> dict[str, Any]:
 
         print(f"on a device: {ask(config)}")
     return shown
+
+
+def may_need_torch(config: "RunConfig") -> bool:
+    """Whether a plan runs code that is not Terse's."""
+    from configs.named_functions import named_functions
+
+    return config.model.trust_remote_code or any(function.is_own for function in named_functions(config))
 
 
 def show(result: "RunResult | SweepResult") -> dict[str, Any]:

@@ -6,9 +6,8 @@ is told to take, or for a shared GPU the sum of its parts.
 
 from dataclasses import dataclass
 
-from actors.logprobs import CHUNK_LOGITS
 from configs.engine_sizes import GPU_BATCHED_TOKENS, block_tokens, kv_cache_gib
-from configs.model_shape import DTYPE_BYTES, ModelShape
+from configs.model_shape import CHUNK_LOGITS, DTYPE_BYTES, ModelShape
 from configs.schema.run import RunConfig
 
 GIB = 2**30

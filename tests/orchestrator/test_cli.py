@@ -1,7 +1,10 @@
+import ast
+import importlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +42,46 @@ def test_plan_shows_the_batch_algebra(capsys):
     # Hidden 192, 6 heads and 3 KV heads of 32, inner 512, 5 layers, 104 tokens, tied embeddings.
     block = 192 * 192 * 2 + 192 * 96 * 2 + 3 * 192 * 512
     assert plan["num_parameters"] == 5 * block + 104 * 192
+
+
+COMMAND_AND_IMPORTS = """
+import sys
+from orchestrator.__main__ import main
+main()
+print(sorted({name.split('.')[0] for name, module in sys.modules.items() if module is not None}))
+"""
+
+
+def plan_of_its_own(directory, *settings):
+    """What the command prints as JSON, the packages that its process imported, and its errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND_AND_IMPORTS, "plan", "--config", "quickstart", "--json", *settings],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    *_, plan, packages = done.stdout.splitlines()
+    return json.loads(plan), set(ast.literal_eval(packages)), done.stderr
+
+
+def test_a_plan_imports_nothing_that_models_need(capsys, tmp_path):
+    plan, packages, errors = plan_of_its_own(tmp_path)
+    assert "transformers" in packages
+    heavy = {"torch", "vllm", "deepspeed", "ray", "mlflow", "datasets", "pandas", "scipy", "sklearn", "peft"}
+    assert packages & heavy == set()
+    assert errors == ""
+    # A process that has torch finds the same.
+    importlib.import_module("torch")
+    assert main(["plan", "--config", "quickstart", "--json"]) == OK
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == plan
+
+
+def test_a_plan_that_runs_functions_of_others_lets_them_import_torch(tmp_path):
+    (tmp_path / "own_losses.py").write_text("import torch\ndef loss(inputs, settings):\n    return inputs\n")
+    _, packages, _ = plan_of_its_own(tmp_path, "rl.loss=own_losses:loss")
+    assert {"own_losses", "torch"} <= packages
 
 
 def test_plan_of_a_hub_model_knows_its_size_once_it_is_downloaded(capsys, tmp_path, monkeypatch):
