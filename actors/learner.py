@@ -142,16 +142,18 @@ class LearnerRank:
         settings = loss_settings(self._stage, self._stage.kl_beta if kl_beta is None else kl_beta)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
         gap_max = zero = torch.zeros((), device=self._device)
-        for number, (indices, batch) in enumerate(batches):
-            loss, batch_sums = self._loss(batch.to(self._device), num_loss_tokens, num_sequences, settings)
-            if not indices:
-                loss = loss * 0
-            else:
-                gap_max = torch.maximum(gap_max, batch_sums.get("gap_max", zero))
-                sums += torch.stack([batch_sums.get(name, zero) for name in SUMS])
-            engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            # DeepSpeed averages gradients over ranks; the loss is already divided by the global token count.
-            engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
+        # In stage 3 an adapter is here only while its layer runs, so nothing can be kept of it.
+        with engine.module.switch.casts_kept(self.learner.zero_stage < 3):
+            for number, (indices, batch) in enumerate(batches):
+                loss, batch_sums = self._loss(batch.to(self._device), num_loss_tokens, num_sequences, settings)
+                if not indices:
+                    loss = loss * 0
+                else:
+                    gap_max = torch.maximum(gap_max, batch_sums.get("gap_max", zero))
+                    sums += torch.stack([batch_sums.get(name, zero) for name in SUMS])
+                engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
+                # DeepSpeed averages gradients over ranks; the loss is already divided by the global token count.
+                engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
         counts = [
             sum(len(batch.targets) for indices, batch in batches if indices),
             sum(len(row.token_ids) for row in rows),

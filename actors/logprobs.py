@@ -20,7 +20,7 @@ def token_logprobs(
     targets: Tensor,
     temperature: float,
     lm_head_bias: Tensor | None = None,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_logits: int | None = None,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of each target and entropy of its distribution, at `temperature`.
@@ -37,6 +37,7 @@ def token_logprobs(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if lm_head_weight.requires_grad:
         raise ValueError("lm_head_weight must be frozen: it gets no gradient here")
+    chunk_logits = chunk_logits or CHUNK_LOGITS[hidden.device.type]
     return _TokenLogprobs.apply(
         hidden, lm_head_weight, lm_head_bias, targets, temperature, chunk_logits, entropy_gradient
     )

@@ -42,6 +42,24 @@ class AdapterSwitch:
 
     def __init__(self) -> None:
         self.state = AdapterState()
+        self._casts: dict[nn.Parameter, Tensor] | None = None
+
+    @contextlib.contextmanager
+    def casts_kept(self, are_kept: bool) -> Iterator[None]:
+        """Adapters do not change in here, so each may be brought to the base's dtype once."""
+        self._casts = {} if are_kept else None
+        try:
+            yield
+        finally:
+            self._casts = None
+
+    def cast(self, p: nn.Parameter, dtype: torch.dtype) -> Tensor:
+        """An adapter's matrix as the arithmetic wants it, without gradient."""
+        if self._casts is None or p.dtype == dtype:
+            return p.detach().to(dtype)
+        if p not in self._casts:
+            self._casts[p] = p.detach().to(dtype)
+        return self._casts[p]
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` of `torch.utils.checkpoint`: a backward pass recomputes under the state of its own forward,
@@ -79,12 +97,60 @@ class MaskedLora(nn.Module):
         state = self.switch.state
         if state.adapter is None:
             return self.base(x)
-        a = getattr(self, f"{state.adapter}_a").to(x.dtype)
-        b = getattr(self, f"{state.adapter}_b").to(x.dtype)
+        a, b = getattr(self, f"{state.adapter}_a"), getattr(self, f"{state.adapter}_b")
+        casts = self.switch.cast(a, x.dtype), self.switch.cast(b, x.dtype)
+        dropped = F.dropout(x, state.dropout) if state.dropout > 0 else None
+        y: Tensor = _Adapted.apply(x, dropped, self.base.weight, self.base.bias, a, b, *casts, self.scale)
+        return y
+
+
+class _Adapted(torch.autograd.Function):
+    """`y = W x + c + s B A x'`, and its gradients for x, x' and, in fp32, for A and B.
+
+    `x'` is x itself when `dropped` is None, and their gradients then are one. The product with B is added in place, and so is
+    that with A on the way back: neither needs a copy of what it is added to.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        a_cast: Tensor,
+        b_cast: Tensor,
+        scale: float,
+    ) -> Tensor:
         flat = x.flatten(0, -2)
-        y = self.base(flat)
-        h = F.linear(F.dropout(flat, state.dropout) if state.dropout > 0 else flat, a)
-        return torch.addmm(y, h, b.t(), alpha=self.scale).view(*x.shape[:-1], -1)
+        source = flat if dropped is None else dropped.flatten(0, -2)
+        hidden = source @ a_cast.t()
+        y = F.linear(flat, weight, bias).addmm_(hidden, b_cast.t(), alpha=scale)
+        ctx.save_for_backward(source, hidden, weight, a_cast, b_cast)
+        ctx.scale, ctx.is_dropped = scale, dropped is not None
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, hidden, weight, a_cast, b_cast = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        # With beta 0 what is added to is not read.
+        grad_hidden = torch.addmm(hidden, flat, b_cast, beta=0, alpha=ctx.scale)
+        grad_x = grad_dropped = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = flat @ weight
+            if not ctx.is_dropped:
+                grad_x.addmm_(grad_hidden, a_cast)
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        if ctx.is_dropped and ctx.needs_input_grad[1]:
+            grad_dropped = (grad_hidden @ a_cast).view(*grad.shape[:-1], -1)
+        if ctx.needs_input_grad[4]:
+            grad_a = (grad_hidden.t() @ source).float()
+        if ctx.needs_input_grad[5]:
+            grad_b = torch.addmm(b_cast, flat.t(), hidden, beta=0, alpha=ctx.scale).float()
+        return grad_x, grad_dropped, None, None, grad_a, grad_b, None, None, None
 
 
 def insert_layers(model: nn.Module, lora: LoraSection, switch: AdapterSwitch) -> dict[str, MaskedLora]:

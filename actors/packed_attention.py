@@ -27,8 +27,8 @@ ATTENTION = "terse_packed"
 LIKE = 0.75
 """Rows share a padded call when the shorter has at least this share of the longer one's queries and keys."""
 
-LayerStates = dict[int, tuple[Tensor, Tensor]]
-"""Layer → keys and values `[S, heads of keys, D]` of all prompts."""
+LayerStates = dict[int, Tensor]
+"""Layer → keys, and behind them values, `[S, 2 × heads of keys, D]` of all prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,17 +41,18 @@ class Bucket:
     """int64 `[B, Tk]`, places among prompts and tokens together"""
     positions: Tensor
     """int64 `[B, Tq]`, of each query in its row"""
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
-    """Sliding window → what is seen, bool `[B, 1, Tq, Tk]`, made when it is asked for."""
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
-        if window not in self.masks:
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """`[B, 1, Tq, Tk]`: 0 where a query sees a key and -inf elsewhere; one for all layers with that sliding window."""
+        if (window, dtype) not in self.masks:
             places = torch.arange(self.keys.shape[1], device=self.keys.device)
-            seen = places <= self.positions[..., None]
+            unseen = places > self.positions[..., None]
             if window:
-                seen &= places > self.positions[..., None] - window
-            self.masks[window] = seen[:, None]
-        return self.masks[window]
+                unseen |= places <= self.positions[..., None] - window
+            mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
+            self.masks[window, dtype] = mask.masked_fill_(unseen, float("-inf"))[:, None]
+        return self.masks[window, dtype]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,14 +157,14 @@ def attend(
     """
     if packed is None:
         raise RuntimeError(f"{type(module).__name__}: expected the packed pass, which its decoder does not hand on")
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+    kv = torch.cat([k, v], dim=1)  # one tensor, so that rows are gathered from it once
     if packed.kept is not None:
-        packed.kept[module.layer_idx] = k, v
+        packed.kept[module.layer_idx] = kv
     if packed.segments.num_prompt_tokens:
-        prompt_k, prompt_v = packed.prompts[module.layer_idx]
-        k, v = torch.cat([prompt_k, k]), torch.cat([prompt_v, v])
+        kv = torch.cat([packed.prompts[module.layer_idx], kv])
     run = _flash if _has_flash(q) else _padded
-    return run(q, k, v, packed.segments, scaling, sliding_window)[None], None
+    return run(q, kv, packed.segments, scaling, sliding_window)[None], None
 
 
 def _has_flash(q: Tensor) -> bool:
@@ -184,11 +185,12 @@ def _varlen() -> Callable[..., Any] | None:
     return varlen_attn if needed <= inspect.signature(varlen_attn).parameters.keys() else None
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
+def _flash(q: Tensor, kv: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
     varlen = _varlen()
     assert varlen is not None
     if segments.key_index is not None:
-        k, v = k.index_select(0, segments.key_index), v.index_select(0, segments.key_index)
+        kv = kv.index_select(0, segments.key_index)
+    k, v = kv.chunk(2, dim=1)
     out: Tensor = varlen(
         *(q.contiguous(), k.contiguous(), v.contiguous(), segments.query_ends, segments.key_ends),
         max_q=int(segments.lengths.max()),
@@ -200,15 +202,14 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float |
     return out
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
+def _padded(q: Tensor, kv: Tensor, segments: Segments, scaling: float | None, window: int | None) -> Tensor:
     buckets, back = segments.buckets
     outs: list[Tensor] = []
     for bucket in buckets:
+        k, v = _rows(kv, bucket.keys).chunk(2, dim=1)
         out = F.scaled_dot_product_attention(
-            _rows(q, bucket.queries),
-            _rows(k, bucket.keys),
-            _rows(v, bucket.keys),
-            attn_mask=bucket.mask(window),
+            *(_rows(q, bucket.queries), k, v),
+            attn_mask=bucket.mask(window, q.dtype),
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from actors.fused_layers import fuse
 from actors.logprobs import token_logprobs
 from actors.masked_lora import AdapterState, AdapterSwitch, MaskedLora, insert_layers
 from actors.micro_batches import MicroBatch
@@ -31,6 +32,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.base = load_base(model, model_path, attention)
         self.base.requires_grad_(False)
+        fuse(self.base)
         self.switch = AdapterSwitch()
         self.layers: dict[str, MaskedLora] = insert_layers(self.base, lora, self.switch)
         if gradient_checkpointing:

@@ -8,8 +8,8 @@ from configs.architectures import adapted_layers
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of one weight, by `model.dtype`."""
-CHUNK_LOGITS = 1 << 24
-"""Logits that the learner computes at a time (64 MiB in fp32)."""
+CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+"""Kind of device → logits that the learner computes at a time: 64 MiB in fp32, and 256 on a GPU, which fewer would not fill."""
 QK_NORM_TYPES = ("qwen3", "gemma3", "gemma3_text", "olmo2")
 """Architectures that normalise queries and keys."""
 FUSED_TYPES = ("phi3",)
@@ -98,16 +98,16 @@ class ModelShape:
     def saved_layer_bytes(self, rank: int, dtype_bytes: int) -> int:
         """What the backward pass needs of one token in one layer, the base frozen.
 
-        Counted with saved-tensor hooks on `PolicyModel` (bf16: 12 hidden + 8 inner + 4 query + 4 key_value + 14 rank bytes):
-        norms save their input in fp32, attention its three inputs and its output, the MLP four tensors of its width, and each
-        adapted layer what lies between A and B.
+        Counted with saved-tensor hooks on `PolicyModel` (bf16: 8 hidden + 8 inner + 4 query + 4 key_value + 14 rank bytes):
+        norms save their input, and what they feed saves their output, attention its three inputs and its output, the MLP four
+        tensors of its width, and each adapted layer what lies between A and B.
         """
         attention = self.query + self.key_value
-        saved = (8 + 2 * dtype_bytes) * self.hidden + dtype_bytes * (4 * self.inner + 2 * attention + 7 * rank)
+        saved = dtype_bytes * (4 * self.hidden + 4 * self.inner + 2 * attention + 7 * rank)
         if self.has_qk_norm:
-            saved += 4 * attention
+            saved += dtype_bytes * attention
         if self.has_output_norms:
-            saved += 8 * self.hidden
+            saved += 2 * dtype_bytes * self.hidden
         if self.is_fused:
             # Values are a part of the fused layer's output, which stays whole.
             saved += dtype_bytes * (2 * self.query + self.key_value)

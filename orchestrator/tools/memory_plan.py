@@ -96,7 +96,7 @@ def learner_parts(config: RunConfig, shape: ModelShape) -> Parts:
         "reference adapter": num_adapter * 4 if has_reference else 0,
         "activations": num_tokens * (per_token + shape.working_layer_bytes(dtype_bytes)),
         # fp32 logits of a chunk, its softmax, and a copy in the base's dtype; hidden states and their gradients.
-        "logprobs": CHUNK_LOGITS * (8 + 2 * dtype_bytes) + 2 * num_tokens * shape.hidden * dtype_bytes,
+        "logprobs": CHUNK_LOGITS["cuda"] * (8 + 2 * dtype_bytes) + 2 * num_tokens * shape.hidden * dtype_bytes,
         "CUDA context": CONTEXT_BYTES,
     }
 

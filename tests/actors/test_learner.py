@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from actors import adapters
 from actors.types import StageSpec
@@ -199,6 +199,24 @@ def test_the_adapter_acts_from_start_on(make_rank):
     np.testing.assert_allclose(base, late_base, atol=1e-5)
     assert np.abs(masked - base).max() > 1e-3
     assert np.abs(masked - everywhere).max() > 1e-3
+
+
+def test_weights_that_zero_takes_apart_train_like_whole_ones(make_rank, tmp_path):
+    """DeepSpeed leaves small parameters whole, so the model is wide enough for its linear layers not to be."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "hidden_size": 384, "intermediate_size": 512, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    Qwen2ForCausalLM(Qwen2Config(**shape, **heads, initializer_range=0.05)).save_pretrained(tmp_path)
+    rows, losses = make_rows(start=None), []
+    for zero_stage in (0, 3):
+        rank = make_rank(zero_stage=zero_stage)
+        rank.model_path = str(tmp_path)
+        rank.begin_stage(SFT)
+        losses.append([rank.update(rows, num_trained(rows)).metrics["train/loss"] for _ in range(3)])
+        is_apart = [layer.base.weight.numel() == 0 for layer in rank._engine.module.layers.values()]
+        assert any(is_apart) == (zero_stage == 3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[0][2] < losses[0][0]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

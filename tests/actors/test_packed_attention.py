@@ -39,10 +39,11 @@ def test_each_row_sees_its_prompt_and_its_own_tokens(window, has_prompts):
     q, k, v = states(HEADS, 25, 0), states(KEY_HEADS, 25, 1), states(KEY_HEADS, 25, 2)
     prompt_k, prompt_v = states(KEY_HEADS, 10, 3).detach()[0], states(KEY_HEADS, 10, 4).detach()[0]
     kept = {}
-    packed = PackedPass(segments=segments, prompts={3: (prompt_k.transpose(0, 1), prompt_v.transpose(0, 1))}, kept=kept)
+    prompt_kv = torch.cat([prompt_k, prompt_v]).transpose(0, 1)
+    packed = PackedPass(segments=segments, prompts={3: prompt_kv}, kept=kept)
     out, _ = attend(Layer(), q, k, v, None, sliding_window=window, packed=packed)
     assert out.shape == (1, 25, HEADS, DIM)
-    assert torch.equal(kept[3][0], k[0].transpose(0, 1))
+    assert torch.equal(kept[3], torch.cat([k, v], dim=1)[0].transpose(0, 1))
     expected, begin = [], 0
     for row, length in enumerate(lengths):
         at, size = prompts[row] if has_prompts else (0, 0)

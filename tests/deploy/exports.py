@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from actors import adapters
 from actors.masked_lora import AdapterSwitch, fresh_tensors, insert_layers, peft_config
@@ -75,8 +75,8 @@ KINDS: dict[str, dict[str, Any]] = {
 """Kind of a random model → what its configuration has of its own."""
 
 
-def make_model(directory: Path, kind: str, tokenizer_from: Path, **changes: Any) -> Path:
-    """A random model with large weights, so that mistakes show, and a tokenizer of 104 tokens."""
+def random_model(kind: str, **changes: Any) -> PreTrainedModel:
+    """With large weights, so that mistakes show."""
     torch.manual_seed(1)
     settings = {**SIZES, "tie_word_embeddings": True, "rope_parameters": ROPES["default"], **KINDS[kind], **changes}
     if settings["rope_parameters"] is None:
@@ -87,7 +87,12 @@ def make_model(directory: Path, kind: str, tokenizer_from: Path, **changes: Any)
             parameter.copy_(torch.randn_like(parameter) * (0.12 if parameter.ndim == 2 else 0.3))
             if "norm" in name:
                 parameter.add_(1.0)
-    model.save_pretrained(directory)
+    return model
+
+
+def make_model(directory: Path, kind: str, tokenizer_from: Path, **changes: Any) -> Path:
+    """A random model and a tokenizer of 104 tokens."""
+    random_model(kind, **changes).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tokenizer_from / name, directory / name)
     return directory
