@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from actors import adapters, kv_sharing
+from actors.adapters import Packed
 from actors.engine_arguments import engine_arguments, set_environment
 from actors.engine_log import read_cause
 from actors.hidden_states import WANTED, StateReader, Wanted
@@ -119,21 +120,26 @@ class Engine:
         self._num_running: Counter[int] = Counter()
         self._next_lora_id = 1
 
-    async def load_adapter(self, packed: bytes, version: int) -> AdapterRef:
+    async def load_adapter(self, expected: AdapterRef, packed: Packed) -> AdapterRef:
         """Load an adapter beside those that are there, and say what is loaded.
 
-        The hash in the answer is of the file that vLLM was given, read back from where it lies. Versions
-        beyond `num_adapters` that no request runs on are dropped, oldest first. Raises `EngineLost`.
+        The hash in the answer is of the file that vLLM was given, read back from where it lies; engines of one node that
+        expect the same hash share that file. Versions beyond `num_adapters` that no request runs on are dropped, oldest
+        first. Raises `EngineLost`.
         """
         self._require_awake()
+        version = expected.version
         lora_id, self._next_lora_id = self._next_lora_id, self._next_lora_id + 1
-        directory = self._directory.path / f"v{version:06d}-{lora_id}"
-        adapters.write_directory(packed, directory)
+        # In threads: requests that end meanwhile are not kept waiting.
+        directory = await asyncio.to_thread(
+            adapters.write_shared, packed, expected.sha256, f"v{version:06d}-{lora_id}", self._directory
+        )
         request = self._lora_request(lora_name=directory.name, lora_int_id=lora_id, lora_path=str(directory))
-        await self._ask(self._llm.add_lora(request))
+        ref, _ = await asyncio.gather(
+            asyncio.to_thread(adapters.read_ref, directory, version), self._ask(self._llm.add_lora(request))
+        )
         if lora_id not in await self._ask(self._llm.list_loras()):
             raise RuntimeError(f"the engine did not take up adapter version {version}")
-        ref = adapters.make_ref((directory / adapters.WEIGHTS_FILE).read_bytes(), version)
         if version in self._loaded:
             self._outdated.append(self._loaded.pop(version)[1])
         self._loaded[version] = ref, request

@@ -4,6 +4,7 @@ A process that is killed between any two instructions leaves either the old file
 temporary, which the next run removes.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -19,12 +20,27 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | memoryview) -> None:
     """On the disk when this returns, not only in the page cache."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file one more name. False when it is gone, or its file system does not do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def fingerprint(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file, without holding all of it."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors import adapters
+from actors.adapters import Packed
 from actors.completions import is_cut, join_forced, num_thinking_tokens
 from actors.engine import Engine, Generated
 from actors.heads import Heads, unpack_heads
@@ -82,7 +83,7 @@ class InferenceActor:
         )
 
     async def bring_up(
-        self, versions: tuple[int, ...], heads: bytes | None, *packed: bytes
+        self, expected: tuple[AdapterRef, ...], heads: bytes | None, *packed: Packed
     ) -> tuple[tuple[AdapterRef, ...], str]:
         """Start unless that was done before, and load the heads, if there are any, and those of these adapters that are
         not there, oldest first.
@@ -91,9 +92,9 @@ class InferenceActor:
         """
         if self._engine is None:
             await self.start()
-        for version, one in zip(versions, packed, strict=True):
-            if adapters.make_ref(one, version) not in self._engine.loaded:
-                await self._engine.load_adapter(one, version)
+        for ref, one in zip(expected, packed, strict=True):
+            if ref not in self._engine.loaded:
+                await self._engine.load_adapter(ref, one)
         return self._engine.loaded, "" if heads is None else await self.load_heads(heads)
 
     async def ping(self) -> None:
@@ -107,9 +108,9 @@ class InferenceActor:
     async def wake_up(self) -> None:
         await self._engine.wake_up()
 
-    async def load_adapter(self, packed: bytes, version: int) -> AdapterRef:
+    async def load_adapter(self, expected: AdapterRef, packed: Packed) -> AdapterRef:
         """Load one version beside the others; answers with what the engine holds now."""
-        return await self._engine.load_adapter(packed, version)
+        return await self._engine.load_adapter(expected, packed)
 
     async def generate(
         self,

@@ -181,13 +181,15 @@ class LearnerRank:
         gap, kl = total["gap"] / num_loss_tokens, total["kl"] / num_loss_tokens
         return UpdateResult(policy_version=self._version, metrics=metrics, logprob_gap=gap, kl=kl)
 
-    def publish(self) -> tuple[AdapterRef, bytes]:
-        """The policy adapter, packed, in the base's dtype: what the policy computes with. Empty bytes but on rank 0."""
+    def publish(self) -> tuple[AdapterRef | None, np.ndarray]:
+        """The policy adapter, packed, in the base's dtype: what the policy computes with. Nothing but on rank 0."""
         self._started()
         dtype = getattr(torch, self.model.dtype)
         tensors = {name: self._weight(p).to(dtype) for name, p in self._parameters.items()}
+        if self.rank:
+            return None, np.empty(0, dtype=np.uint8)
         packed = pack(tensors, peft_config(self.lora, tensors))
-        return make_ref(packed, self._version), packed if self.rank == 0 else b""
+        return make_ref(packed, self._version), packed
 
     def save_state(self) -> bytes:
         """Everything that `load_state` needs to go on exactly. Empty bytes but on rank 0."""

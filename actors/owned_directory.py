@@ -9,8 +9,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,7 @@ class OwnedDirectory:
 
     def __init__(self, prefix: str, root: Path | None = None):
         root = root or Path(tempfile.gettempdir())
+        self._prefix = prefix
         for path in root.glob(f"{prefix}*"):
             _remove_if_left(path)
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
@@ -39,6 +40,21 @@ class OwnedDirectory:
         """Files elsewhere that are to be removed with the directory."""
         with open(self.path / ADOPTED_FILE, "a", encoding="utf-8") as file:
             file.writelines(f"{path}\n" for path in paths)
+
+    def find_everywhere(self, pattern: str) -> list[Path]:
+        """Paths that match, in this directory and in those of the same kind that this user's other processes own."""
+        directories = self.path.parent.glob(f"{self._prefix}*")
+        return [path for directory in directories if _is_ours(directory) for path in directory.glob(pattern)]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is in here, of those whose directories lie beside this one, and keep them out."""
+        root = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(root, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(root)
 
     def remove(self) -> None:
         _remove_adopted(self.path)
@@ -57,15 +73,21 @@ def children_shared_memory() -> list[str]:
 
 
 def _remove_if_left(path: Path) -> None:
-    # Anybody may make a directory of this name in a shared place, and have it say what else is to be removed.
-    with suppress(OSError):
-        if path.lstat().st_uid != os.getuid():
-            return
+    if not _is_ours(path):
+        return
     # No lock yet, held, or removed by somebody else just now.
     with suppress(OSError), open(path / LOCK_FILE) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_adopted(path)
         shutil.rmtree(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Anybody may make a directory of this name in a shared place, and have it say what else is to be removed."""
+    try:
+        return path.lstat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _remove_adopted(directory: Path) -> None:

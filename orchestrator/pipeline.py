@@ -199,7 +199,7 @@ def run_rl(stage: Stage) -> None:
 def run_heads(stage: Stage) -> None:
     packed = require_adapter(stage.config, "rl")
     version = stage.config.rl.num_steps
-    stage.cluster.load_adapter(adapters.make_ref(packed, version), ray.put(packed))
+    stage.cluster.load_adapter(adapters.make_ref(packed, version), packed)
     fit_heads(stage, version)
 
 
@@ -252,7 +252,7 @@ def load_policies(stage: Stage) -> dict[str, tuple[int, str]]:
             packed = find_adapter(stage.config, policy)
         if packed is not None:
             ref = adapters.make_ref(packed, version)
-            stage.cluster.load_adapter(ref, ray.put(packed))
+            stage.cluster.load_adapter(ref, packed)
             policies[policy] = (version, ref.sha256)
         elif policy == "base":
             policies[policy] = (version, "")
@@ -330,7 +330,7 @@ def find_adapter(config: RunConfig, stage: str) -> bytes | None:
     return checkpoint.completed_adapter(config.run_dir / stage, num_steps)
 
 
-def find_step(config: RunConfig, step: str) -> tuple[int, bytes] | None:
+def find_step(config: RunConfig, step: str) -> tuple[int, adapters.Packed] | None:
     """Step and adapter of RL that `step` means: `last`, `best`, or a number; None when it is not there."""
     directory = config.run_dir / "rl"
     if step == "best":
@@ -342,7 +342,7 @@ def find_step(config: RunConfig, step: str) -> tuple[int, bytes] | None:
     return (int(step), checkpoint.load(found[0]).adapter) if found else None
 
 
-def require_step(config: RunConfig, step: str) -> bytes:
+def require_step(config: RunConfig, step: str) -> adapters.Packed:
     """The adapter of `find_step`; UserError that says which steps there are when it is not there."""
     if step == "last":
         return require_adapter(config, "rl")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import adapters
 from actors.types import AdapterRef, Completion, Inference, Prompt, Request, Rollout, RolloutGroup, Sampling, Task
 from orchestrator.cluster.actor_pool import ActorPool
 from orchestrator.cluster.dispatcher import Finished
@@ -127,6 +128,11 @@ def make_actor_pool(role: str, make: Callable[[int], Any], size: int, **settings
     pool = ActorPool(role, size, make, lambda actor: actor.ping.remote(), **settings)
     pool.wait_for(size)
     return pool
+
+
+def published(packed: adapters.Packed, version: int) -> tuple[AdapterRef, adapters.Packed]:
+    """What a learner says of an adapter, and the adapter."""
+    return adapters.make_ref(packed, version), packed
 
 
 def make_ref(version: int) -> AdapterRef:

@@ -18,7 +18,7 @@ from actors.masked_lora import peft_name
 _COPIED = ("config.json", "generation_config.json")
 
 
-def write_merged(base_dir: Path, tokenizer_dir: Path, packed_adapter: bytes, target: Path) -> None:
+def write_merged(base_dir: Path, tokenizer_dir: Path, packed_adapter: adapters.Packed, target: Path) -> None:
     """Weights keep the base's dtype; the sum is made in float32.
 
     Raises ValueError naming the first layer of the adapter that the base does not have.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 
 from actors.adapters import sha256
@@ -29,17 +30,17 @@ class EnginePool(ActorPool):
         super().__init__(role, size, make, self._bring_up, is_current=self._holds_all, **how)
 
     def load_adapter(self, expected: AdapterRef, packed: Any) -> None:
-        """Load an adapter, given as bytes or their object-store reference, into every engine.
+        """Load an adapter, given packed or as a reference that `put` or a learner gave, into every engine.
 
         Returns once each that serves says that it holds it; one that is being started holds it before it serves.
         Raises RuntimeError when an engine answers with another version or hash.
         """
-        reference = ray.put(packed) if isinstance(packed, bytes) else packed
+        reference = put(packed)
         self._published.pop(expected.version, None)
         self._published[expected.version] = expected, reference
         while len(self._published) > self._num_adapters:
             del self._published[next(iter(self._published))]
-        loaded = self.call_serving(lambda actor: actor.load_adapter.remote(reference, expected.version))
+        loaded = self.call_serving(lambda actor: actor.load_adapter.remote(expected, reference))
         for index, got in loaded.items():
             if got != expected:
                 raise RuntimeError(
@@ -82,11 +83,17 @@ class EnginePool(ActorPool):
         return answers
 
     def _bring_up(self, actor: Any) -> Any:
-        packed = [packed for _, packed in self._published.values()]
-        return actor.bring_up.remote(tuple(self._published), self._heads, *packed)
+        expected = tuple(ref for ref, _ in self._published.values())
+        return actor.bring_up.remote(expected, self._heads, *(packed for _, packed in self._published.values()))
 
     def _holds_all(self, answer: tuple[Sequence[AdapterRef], str]) -> bool:
         """Whether an engine that was brought up says that it holds every adapter in use, and the heads."""
         adapters, heads_sha256 = answer
         expected = {ref for ref, _ in self._published.values()}
         return expected <= set(adapters) and (self._heads is None or heads_sha256 == sha256(self._heads))
+
+
+def put(packed: Any) -> ray.ObjectRef:
+    """Reference of a packed adapter in the object store, from where a node gets it once: its actors read an array in
+    shared memory, where each would copy bytes. A reference is one already."""
+    return packed if isinstance(packed, ray.ObjectRef) else ray.put(np.frombuffer(packed, dtype=np.uint8))

@@ -58,7 +58,7 @@ def score(rule: str, start: Seen, seen: Seen) -> tuple[float, float]:
     return first, -seen.mean_tokens
 
 
-def consider(stage_dir: Path, rule: str, seen: Seen, packed: bytes) -> bool:
+def consider(stage_dir: Path, rule: str, seen: Seen, packed: adapters.Packed) -> bool:
     """Write down an evaluation, and keep its adapter when it is better than the one that is kept. The first one is of what RL
     began from.
 

@@ -61,8 +61,7 @@ class Checkpoint:
     """A stage as it was after `state.step` steps."""
 
     state: StageState
-    adapter: bytes
-    """Packed (`actors.adapters`)."""
+    adapter: adapters.Packed
     learner: bytes
     """Optimiser, weights and RNG (`LearnerRank.save_state`)."""
 
@@ -210,7 +209,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
     adapters.write_directory(checkpoint.adapter, directory)
     files.write_file(directory / LEARNER_FILE, checkpoint.learner)
     files.write_file(directory / STATE_FILE, json.dumps(state_to_dict(checkpoint.state), indent=2).encode())
-    entries = {name: _fingerprint((directory / name).read_bytes()) for name in FILES}
+    entries = {name: files.fingerprint(directory / name) for name in FILES}
     files.write_file(directory / MANIFEST_FILE, _manifest(entries))
     files.sync_directory(directory)
 

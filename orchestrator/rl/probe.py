@@ -34,7 +34,9 @@ def prove_adapters_reach(cluster: Cluster, ref: AdapterRef, packed_ref: Any, pro
     packed = cluster.fetch(packed_ref)
     for number, size in enumerate(PROBE_SIZES):
         probe = adapters.perturbed(packed, seed=0, size=size)
-        compared = _compare(cluster, (ref, packed), (adapters.make_ref(probe, PROBE_VERSION - number), probe), prompt)
+        compared = _compare(
+            cluster, (ref, packed_ref), (adapters.make_ref(probe, PROBE_VERSION - number), probe), prompt
+        )
         ignored = [
             index for (index, _), (first, moved, _) in compared.items() if logprob_distance(first, moved) < MIN_CHANGE
         ]
@@ -55,7 +57,7 @@ def prove_adapters_reach(cluster: Cluster, ref: AdapterRef, packed_ref: Any, pro
 
 
 def _compare(
-    cluster: Cluster, own: tuple[AdapterRef, bytes], probe: tuple[AdapterRef, bytes], prompt: Prompt
+    cluster: Cluster, own: tuple[AdapterRef, Any], probe: tuple[AdapterRef, Any], prompt: Prompt
 ) -> dict[tuple[int, Any], tuple[Completion, Completion, Completion]]:
     """Engine → its greedy completions under the adapter, the probe, and the adapter again."""
     compared: dict[tuple[int, Any], tuple[Completion, Completion, Completion]] = {}
@@ -106,7 +108,7 @@ def cap_problem(completion: Completion, cap: HardCap) -> str | None:
     return None
 
 
-def _generate(cluster: Cluster, ref: AdapterRef, packed: bytes, prompt: Prompt) -> dict[tuple[int, Any], Completion]:
+def _generate(cluster: Cluster, ref: AdapterRef, packed: Any, prompt: Prompt) -> dict[tuple[int, Any], Completion]:
     """Each engine's greedy completion under the adapter."""
     cluster.load_adapter(ref, packed)
     sampling = Sampling(temperature=0.0, max_tokens=16)

@@ -53,7 +53,7 @@ def is_exported(run_dir: Path) -> bool:
     return (run_dir / EXPORT_DIR / MANIFEST_FILE).is_file()
 
 
-def export(config: RunConfig, packed_adapter: bytes, run_id: str, force: bool = False) -> dict[str, float]:
+def export(config: RunConfig, packed_adapter: adapters.Packed, run_id: str, force: bool = False) -> dict[str, float]:
     """Write `<run>/export` and return the parity metrics (none when `export.parity_prompts` is 0).
 
     All of it is written to a temporary directory and renamed when parity holds. Raises RuntimeError when there is an
@@ -112,7 +112,7 @@ def name_base(adapter_dir: Path, config: RunConfig, base_dir: Path) -> None:
 
 
 def write_files(
-    config: RunConfig, packed_adapter: bytes, bases: Bases, base_dir: Path, directory: Path, run_id: str
+    config: RunConfig, packed_adapter: adapters.Packed, bases: Bases, base_dir: Path, directory: Path, run_id: str
 ) -> None:
     """Everything but the model card."""
     from deploy.export import gguf

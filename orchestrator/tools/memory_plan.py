@@ -126,13 +126,13 @@ def engine_parts(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Part
 
 
 def shm_parts(config: RunConfig, shape: ModelShape) -> Parts:
-    """Adapters as files: each engine keeps one more version than can run at once until the oldest is let go."""
+    """Adapters as files, which engines of a role share: one more version than can run at once until the oldest is let go."""
     num_adapter = shape.num_adapter_parameters(config.lora.rank, config.lora.target_modules)
     adapter_bytes = num_adapter * DTYPE_BYTES[config.model.dtype]
-    num_engines = config.rollout.num_actors + config.evaluation.num_actors
+    num_roles = 1 + (config.evaluation.num_actors > 0)
     return {
-        "adapters of engines": num_engines * (config.rl.max_staleness + 3) * adapter_bytes,
-        "adapters in Ray's object store": (config.rl.max_staleness + 2) * adapter_bytes,
+        "adapters of engines": num_roles * (config.rl.max_staleness + 3) * adapter_bytes,
+        "adapters in Ray's object store": num_roles * (config.rl.max_staleness + 2) * adapter_bytes,
     }
 
 

@@ -49,4 +49,4 @@ def trained_adapter(rank, num_steps=3):
     rows = make_rows(seed=9)
     for _ in range(num_steps):
         rank.update(rows, num_trained(rows))
-    return rank.publish()[1]
+    return rank.publish()[1].tobytes()

@@ -89,6 +89,8 @@ def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_mo
         adapter, packed = group.publish()
         assert adapter.version == 5
         assert adapters.sha256(ray.get(packed)) == adapter.sha256
+        _, (nothing, empty) = ray.get([handle.publish.remote() for handle in handles])
+        assert (nothing, len(empty)) == (None, 0)
         state = group.save_state()
         group.load_state(state)
         assert group.save_state() == state

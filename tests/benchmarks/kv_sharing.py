@@ -20,6 +20,7 @@ from actors.masked_lora import peft_config
 from actors.types import Sampling
 from configs.schema.run import EngineSection, LoraSection, ModelSection
 from tests.actors.dense_reference import random_adapter
+from tests.fakes import published
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 ONE = Sampling(temperature=0.0, max_tokens=1)
@@ -45,7 +46,7 @@ async def measure(model_path: str, rounds: int) -> None:
     )
     tensors = random_adapter(model_path, lora.rank, seed=0)
     packed = adapters.pack(tensors, peft_config(lora, tensors))
-    await engine.load_adapter(packed, 1)
+    await engine.load_adapter(*published(packed, 1))
     rng = np.random.default_rng(0)
     print("prompt tokens   cached   not shared   shared   ratio")
     for num_tokens in LENGTHS:

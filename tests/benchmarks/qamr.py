@@ -19,8 +19,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import ray
-
 from actors import adapters
 from actors.tokenizer import load_tokenizer
 from actors.types import BASE_VERSION, Prompt, Task
@@ -98,7 +96,7 @@ def measure(config: RunConfig, prompts: list[tuple[Task, Prompt]], num_samples: 
 
         rows.append((f"{config.model.base_precision} | base", measured(BASE_VERSION)))
         for version, (name, adapter) in enumerate(packed.items(), start=1):
-            cluster.load_adapter(adapters.make_ref(adapter, version), ray.put(adapter))
+            cluster.load_adapter(adapters.make_ref(adapter, version), adapter)
             rows.append((f"{name} | reasoning", measured(version)))
     return rows
 

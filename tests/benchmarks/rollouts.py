@@ -104,7 +104,6 @@ def plain_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, 
 
 def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, adapter: str, ends: bool) -> float:
     """Tokens/s of the dispatcher with one engine and one reward actor."""
-    import ray
 
     from actors import adapters
     from actors.tokenizer import load_tokenizer
@@ -117,7 +116,7 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, a
     path = str(resolve_model_path(config.model.path))
     with start_cluster(config, path) as cluster:
         packed = adapters.read_directory(Path(adapter))
-        cluster.load_adapter(adapters.make_ref(packed, 0), ray.put(packed))
+        cluster.load_adapter(adapters.make_ref(packed, 0), packed)
         prompter = Prompter(config, load_tokenizer(path, config.model))
         sampling = Sampling(temperature=0.7, max_tokens=num_tokens, ignore_end=not ends)
         dispatcher = cluster.make_dispatcher()

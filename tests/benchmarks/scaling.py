@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors import adapters
 from actors.tokenizer import load_tokenizer
@@ -70,7 +69,7 @@ def main() -> None:
         own = replace(config, run=replace(config.run, dir=str(directory)))
         shutil.copytree(config.run_dir / "heads", own.run_dir / "heads")
         cluster = stack.enter_context(start_cluster(own, model_path))
-        cluster.load_adapter(adapters.make_ref(packed, VERSION), ray.put(packed))
+        cluster.load_adapter(adapters.make_ref(packed, VERSION), packed)
         tokenizer = load_tokenizer(model_path, config.model)
 
         def stage_on(difficulties: tuple[int, ...], num_tasks: int, temperature: float = 0.7) -> Stage:

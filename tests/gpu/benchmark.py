@@ -16,6 +16,7 @@ import torch
 
 from actors.engine import Engine
 from actors.types import Sampling
+from tests.fakes import published
 from tests.gpu.models import DEVICE, IS_TINY, make_rows, random_adapter, small, vocabulary_of
 from tests.gpu.parts import build_engine, learner, timed_update
 
@@ -49,7 +50,7 @@ async def measure_engine(root: Path) -> list[Row]:
     began = time.monotonic()
     engine = build_engine(name, root, rank)
     rows: list[Row] = [{"what": f"engine {name} starts", "seconds": time.monotonic() - began}]
-    await engine.load_adapter(random_adapter(name, rank, 1), 1)
+    await engine.load_adapter(*published(random_adapter(name, rank, 1), 1))
     rng = np.random.default_rng(0)
     num_tokens = 16 if IS_TINY else 256
     for version in (None, 1):  # what the first call compiles is not decoding

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from actors.types import Sampling
+from tests.fakes import published
 from tests.gpu.models import IS_TINY, random_adapter, small, vocabulary_of
 from tests.gpu.parts import build_engine, build_policy, logprobs
 
@@ -31,7 +32,7 @@ def engine(loop, root):
     async def start():
         engine = build_engine(NAME, root, RANK, max_num_seqs=64)
         for version in (1, 2):
-            await engine.load_adapter(random_adapter(NAME, RANK, version), version)
+            await engine.load_adapter(*published(random_adapter(NAME, RANK, version), version))
         return engine
 
     engine = loop.run_until_complete(start())

@@ -4,7 +4,9 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import ray
 
 from actors.engine import EngineLost
@@ -13,9 +15,21 @@ from actors.types import Rollout
 from orchestrator.cluster.actor_pool import ActorPool
 from orchestrator.cluster.engines import EnginePool
 from rewards.base import Outcome, RewardResult
-from tests.fakes import make_completion, make_inference, make_ref
+from tests.fakes import make_completion, make_inference
 
 CONCURRENCY = {"heartbeat": 1}
+
+
+def place_in_memory(packed):
+    """Device, inode and offset of the file that these bytes are mapped from: the same place for processes that share them.
+    None when they are in memory of this process alone."""
+    address = np.frombuffer(packed, dtype=np.uint8).ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, device, inode, *_ = line.split()
+        begin, end = (int(bound, 16) for bound in span.split("-"))
+        if begin <= address < end:
+            return None if inode == "0" else (device, inode, int(offset, 16) + address - begin)
+    raise ValueError(f"{address:x}: not mapped")
 
 
 class Engine:
@@ -24,7 +38,7 @@ class Engine:
 
     def __init__(self, behaviour="works", ledger=None, fuse=0, lost=0, is_open=True):
         self.behaviour, self.ledger, self.fuse, self.lost, self.is_open = behaviour, ledger, fuse, lost, is_open
-        self.calls, self.brought_up, self.loaded = 0, [], []
+        self.calls, self.brought_up, self.loaded, self.places = 0, [], [], []
         if behaviour == "cannot start":
             raise ValueError("no such model")
 
@@ -37,9 +51,10 @@ class Engine:
     def open(self):
         self.is_open = True
 
-    def bring_up(self, versions, heads, *packed):
-        self.brought_up.append(versions)
-        return tuple(make_ref(version) for version in versions), ""
+    def bring_up(self, expected, heads, *packed):
+        self.brought_up.append(tuple(ref.version for ref in expected))
+        self.places += map(place_in_memory, packed)
+        return expected, ""
 
     def infer(self, request, drafts):
         while not self.is_open:
@@ -67,16 +82,20 @@ class Engine:
     def list_loaded(self):
         return self.loaded
 
+    def list_places(self):
+        return self.places
+
     def list_brought_up(self):
         return self.brought_up
 
     @ray.method(concurrency_group="heartbeat")
-    def load_adapter(self, packed, version):
+    def load_adapter(self, expected, packed):
         if self.behaviour == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        self.loaded.append(version)
+        self.loaded.append(expected.version)
+        self.places.append(place_in_memory(packed))
         wrong = 1 if self.behaviour == "wrong version" else 0
-        return replace(make_ref(version), version=version + wrong)
+        return replace(expected, version=expected.version + wrong)
 
 
 class Scorer:

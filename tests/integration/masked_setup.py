@@ -10,6 +10,7 @@ from actors.micro_batches import MicroBatch
 from actors.policy_model import PolicyModel
 from actors.types import TrainRow
 from configs.schema.run import EngineSection, LoraSection, ModelSection
+from tests.fakes import published
 
 LORA = LoraSection(rank=8, alpha=16)
 SCALE = LORA.alpha / LORA.rank
@@ -32,7 +33,7 @@ async def start_engine(model_dir, tensors, dtype, config: EngineSection):
         seed=0,
     )
     for version, adapter in tensors.items():
-        await engine.load_adapter(adapters.pack(adapter, peft_config(LORA, adapter)), version)
+        await engine.load_adapter(*published(adapters.pack(adapter, peft_config(LORA, adapter)), version))
     return engine
 
 

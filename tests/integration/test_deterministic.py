@@ -8,6 +8,7 @@ import pytest
 from actors.inference import InferenceActor
 from actors.types import Prompt, Sampling
 from configs.schema.run import EngineSection, ModelSection
+from tests.fakes import published
 from tests.integration.test_engine import make_random_adapter
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -36,7 +37,7 @@ def actor(loop, tiny_model_dir):
             deterministic=True,
         )
         await actor.start()
-        await actor.load_adapter(packed, 1)
+        await actor.load_adapter(*published(packed, 1))
         return actor
 
     actor = loop.run_until_complete(start())

@@ -17,6 +17,7 @@ from actors.inference import InferenceActor
 from actors.types import BASE_VERSION, HardCap, Prompt, Sampling
 from configs.schema.run import EngineSection, LoraSection, ModelSection
 from orchestrator.rl.probe import cap_problem
+from tests.fakes import published
 
 pytestmark = pytest.mark.integration
 
@@ -87,7 +88,7 @@ SAMPLING = Sampling(temperature=TEMPERATURE, max_tokens=24)
 
 def test_logprobs_equal_peft_at_the_sampling_temperature(loop, actor, prompt, tiny_model_dir):
     packed, model = make_random_adapter(tiny_model_dir, seed=1)
-    ref = loop.run_until_complete(actor.load_adapter(packed, 1))
+    ref = loop.run_until_complete(actor.load_adapter(*published(packed, 1)))
     assert ref == adapters.make_ref(packed, 1)
     completions = loop.run_until_complete(actor.generate(prompt, 4, SAMPLING, 1))
     for completion in completions:
@@ -103,8 +104,8 @@ def test_base_and_two_adapters_in_one_batch_each_get_their_own_weights(loop, act
     second, second_model = make_random_adapter(tiny_model_dir, seed=3)
 
     async def together():
-        await actor.load_adapter(first, 2)
-        await actor.load_adapter(second, 3)
+        await actor.load_adapter(*published(first, 2))
+        await actor.load_adapter(*published(second, 3))
         versions = (2, 3, BASE_VERSION, 2, BASE_VERSION, 3)
         done = await asyncio.gather(*[actor.generate(prompt, 2, SAMPLING, version) for version in versions])
         return list(zip(versions, done, strict=True))
@@ -123,7 +124,7 @@ def test_base_and_two_adapters_in_one_batch_each_get_their_own_weights(loop, act
 def test_an_old_version_is_dropped_and_then_refused(loop, actor, prompt, tiny_model_dir):
     for version in (10, 11, 12):
         packed, _ = make_random_adapter(tiny_model_dir, seed=version)
-        loop.run_until_complete(actor.load_adapter(packed, version))
+        loop.run_until_complete(actor.load_adapter(*published(packed, version)))
     with pytest.raises(RuntimeError, match=r"adapter version 10 is not loaded; loaded: \[11, 12\]"):
         loop.run_until_complete(actor.generate(prompt, 1, SAMPLING, 10))
 
@@ -132,12 +133,12 @@ def test_a_version_stays_while_a_request_runs_on_it(loop, actor, prompt, tiny_mo
     packed = {version: make_random_adapter(tiny_model_dir, seed=version) for version in (20, 21, 22, 23)}
 
     async def overtake():
-        await actor.load_adapter(packed[20][0], 20)
+        await actor.load_adapter(*published(packed[20][0], 20))
         long = Sampling(temperature=TEMPERATURE, max_tokens=150, ignore_end=True)
         running = asyncio.create_task(actor.generate(prompt, 2, long, 20))
         await asyncio.sleep(0.05)
         for version in (21, 22, 23):
-            await actor.load_adapter(packed[version][0], version)
+            await actor.load_adapter(*published(packed[version][0], version))
         return await running
 
     for completion in loop.run_until_complete(overtake()):
@@ -150,14 +151,14 @@ def test_a_version_that_is_loaded_anew_takes_the_place_of_the_one_before(loop, a
     packed = [make_random_adapter(tiny_model_dir, seed=seed) for seed in (41, 42, 43, 44)]
 
     async def load_anew():
-        await actor.load_adapter(packed[0][0], 40)
+        await actor.load_adapter(*published(packed[0][0], 40))
         long = Sampling(temperature=TEMPERATURE, max_tokens=150, ignore_end=True)
         running = asyncio.create_task(actor.generate(prompt, 2, long, 40))
         await asyncio.sleep(0.05)
         for other, _ in packed[1:3]:
-            await actor.load_adapter(other, 40)
+            await actor.load_adapter(*published(other, 40))
         done = await running
-        await actor.load_adapter(packed[3][0], 40)
+        await actor.load_adapter(*published(packed[3][0], 40))
         return done, await actor.generate(prompt, 2, SAMPLING, 40)
 
     first, last = loop.run_until_complete(load_anew())
@@ -175,7 +176,7 @@ CAP = HardCap(num_tokens=6, forced_token_ids=np.array([7, 8], dtype=np.int32), a
 @pytest.mark.parametrize("version", [BASE_VERSION, 30])
 def test_a_hard_cap_cuts_forces_and_lets_the_policy_answer(loop, actor, prompt, tiny_model_dir, version):
     packed, model = make_random_adapter(tiny_model_dir, seed=30)
-    loop.run_until_complete(actor.load_adapter(packed, 30))
+    loop.run_until_complete(actor.load_adapter(*published(packed, 30)))
     long = Sampling(temperature=TEMPERATURE, max_tokens=40, ignore_end=True)
     for completion in loop.run_until_complete(actor.generate(prompt, 3, long, version, CAP)):
         assert cap_problem(completion, CAP) is None
@@ -206,7 +207,7 @@ def test_a_sleeping_engine_refuses_requests_and_is_the_same_after_waking(loop, a
     greedy = Sampling(temperature=0.0, max_tokens=16)
 
     async def turn():
-        await actor.load_adapter(packed, 7)
+        await actor.load_adapter(*published(packed, 7))
         before = await actor.generate(prompt, 1, greedy, 7)
         # Requests that run are let end.
         running = [asyncio.ensure_future(actor.generate(prompt, 4, SAMPLING, 7)) for _ in range(3)]
@@ -214,7 +215,7 @@ def test_a_sleeping_engine_refuses_requests_and_is_the_same_after_waking(loop, a
         await actor.sleep()
         ended = await asyncio.gather(*running)
         await actor.sleep()  # twice is once
-        for call in (lambda: actor.generate(prompt, 1, greedy, 7), lambda: actor.load_adapter(packed, 8)):
+        for call in (lambda: actor.generate(prompt, 1, greedy, 7), lambda: actor.load_adapter(*published(packed, 8))):
             with pytest.raises(RuntimeError, match="the engine sleeps"):
                 await call()
         await actor.ping()

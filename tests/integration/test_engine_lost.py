@@ -14,12 +14,13 @@ from actors.types import Sampling
 from configs.schema.run import EngineSection, ModelSection
 from orchestrator.rl.probe import PROBE_VERSION
 from tests.deploy.exports import make_adapter
+from tests.fakes import published
 
 pytestmark = pytest.mark.integration
 
 PROMPT = np.arange(10, 20)
 ASK = {
-    "load_adapter": lambda engine, packed: engine.load_adapter(packed, 1),
+    "load_adapter": lambda engine, packed: engine.load_adapter(*published(packed, 1)),
     "generate": lambda engine, packed: engine.generate(PROMPT, 2, Sampling(temperature=1.0, max_tokens=200), 0),
     "pool_prompt": lambda engine, packed: engine.pool_prompt(PROMPT, 4, 0.5),
     "last_state": lambda engine, packed: engine.last_state(PROMPT, 0),
@@ -50,7 +51,7 @@ def test_calls_in_flight_when_the_process_dies_and_later_ones_say_that_the_engin
         try:
             # As the successor of an engine that is lost before the first step.
             for version in (PROBE_VERSION, 0):
-                await engine.load_adapter(packed, version)
+                await engine.load_adapter(*published(packed, version))
             core = find_core(before)
             shared_memory = children_shared_memory()
             assert shared_memory

@@ -1,9 +1,14 @@
 """Engines that load adapters, on a real Ray with hand-written ones that fail; and where actors go."""
 
-import pytest
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import ray
+
+from actors.learner_group import LearnerGroup
 from configs.load import ConfigError, load_config
-from orchestrator.cluster.cluster import start_cluster
+from orchestrator.cluster.cluster import Cluster, start_cluster
 from orchestrator.cluster.placement import misfits, placements
 from tests.fakes import make_ref
 from tests.integration.fake_actors import make_engines
@@ -23,6 +28,39 @@ def test_an_engine_is_started_further_until_it_holds_every_adapter(ray_cluster):
     engines.load_adapter(make_ref(4), b"")
     assert engines.serving == []
     assert list(engines.ask(lambda actor: actor.list_brought_up.remote()).values()) == [[(), (4,)]]
+
+
+@ray.remote(num_cpus=0.1)
+class Rank:
+    """A learner's rank; the first has an adapter to publish."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def publish(self):
+        if self.rank:
+            return None, np.empty(0, dtype=np.uint8)
+        return make_ref(4), np.random.default_rng(0).integers(0, 256, 2**20, dtype=np.uint8)
+
+
+def test_a_node_holds_the_bytes_of_an_adapter_once_wherever_they_come_from(ray_cluster):
+    """From a learner, by reference, or from the driver, which puts them once for the engines of both roles."""
+    rollout, inference = (make_engines("works", "works", role=role) for role in ("rollout", "inference"))
+    cluster = SimpleNamespace(_engine_pools=[rollout, inference])
+    for pool in (rollout, inference):
+        pool.wait_for(2)
+    learner = LearnerGroup([Rank.remote(rank) for rank in range(2)], start_timeout_s=60, call_timeout_s=60)
+    Cluster.load_adapter(cluster, *learner.publish())
+    Cluster.load_adapter(cluster, make_ref(5), bytes(2**20))
+    places = [
+        tuple(places)
+        for pool in (rollout, inference)
+        for places in pool.ask(lambda actor: actor.list_places.remote()).values()
+    ]
+    assert len(places) == 4
+    assert len(set(places)) == 1
+    assert len(set(places[0])) == 2
+    assert None not in places[0]
 
 
 def test_an_engine_lost_while_loading_an_adapter_is_replaced(ray_cluster):

@@ -12,7 +12,7 @@ from actors.masked_lora import peft_config
 from actors.types import BASE, BASE_VERSION, REASONING, SWITCHED, Prompt, Reads, Sampling
 from configs.schema.run import EngineSection, ModelSection
 from tests.actors.dense_reference import DenseReference, random_adapter
-from tests.fakes import make_request
+from tests.fakes import make_request, published
 from tests.integration.masked_setup import LORA, MASKED, SCALE
 from tests.integration.test_hidden_states import states_of
 
@@ -54,7 +54,7 @@ def actor(loop, tiny_model_dir, tensors):
             seed=0,
         )
         await actor.start()
-        await actor.load_adapter(adapters.pack(tensors, peft_config(LORA, tensors)), MASKED)
+        await actor.load_adapter(*published(adapters.pack(tensors, peft_config(LORA, tensors)), MASKED))
         return actor
 
     actor = loop.run_until_complete(start())

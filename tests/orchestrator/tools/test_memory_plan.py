@@ -194,3 +194,14 @@ def test_the_papers_run_takes_about_a_third_with_four_engines_four_ranks_and_a_s
     slow, fast = (estimate_step(config, shape, 80 * GIB, 0) for config in (before, now))
     assert fast.step_s < slow.step_s / 2
     assert fast.waiting == "the learner waits for the engines"
+
+
+def test_shared_memory_does_not_grow_with_the_engines_of_a_role():
+    one, many = (
+        plan_memory(load_config("paper_7b_8gpu", [f"rollout.num_actors={count}"]), shape_of("7B"), 80 * GIB).shm
+        for count in (1, 64)
+    )
+    assert one == many
+    with_evaluators = load_config("paper_7b_8gpu", ["evaluation.num_actors=2"])
+    # They may hold versions that the others have let go.
+    assert plan_memory(with_evaluators, shape_of("7B"), 80 * GIB).shm == {part: 2 * size for part, size in one.items()}
