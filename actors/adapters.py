@@ -30,18 +30,19 @@ Packed = bytes | np.ndarray
 """A packed adapter: bytes, or uint8 `[size_bytes]`, which Ray lends from its shared memory instead of copying it."""
 
 
-def pack(tensors: dict[str, torch.Tensor], peft_config: dict[str, Any]) -> np.ndarray:
-    """One blob, uint8 `[size_bytes]`; equal tensors and config give equal bytes.
+def pack(tensors: dict[str, torch.Tensor], peft_config: dict[str, Any], dtype: torch.dtype | None = None) -> np.ndarray:
+    """One blob, uint8 `[size_bytes]`, of these tensors in `dtype` (None: their own); equal ones give equal bytes.
 
     They are the bytes of `safetensors.torch.save`, which copies the weights twice more on the way to them.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    dtypes = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"adapter_config": json.dumps(peft_config, sort_keys=True)}}
     size_bytes = 0
     for name in names:
-        begin, size_bytes = size_bytes, size_bytes + tensors[name].nbytes
-        dtype, shape = DTYPES[tensors[name].dtype], list(tensors[name].shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, size_bytes]}
+        begin, size_bytes = size_bytes, size_bytes + tensors[name].numel() * dtypes[name].itemsize
+        shape, offsets = list(tensors[name].shape), [begin, size_bytes]
+        header[name] = {"dtype": DTYPES[dtypes[name]], "shape": shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
@@ -50,7 +51,7 @@ def pack(tensors: dict[str, torch.Tensor], peft_config: dict[str, Any]) -> np.nd
     data = torch.from_numpy(packed[len(head) :])
     for name in names:
         place = data[slice(*header[name]["data_offsets"])]
-        place.view(tensors[name].dtype).view(tensors[name].shape).copy_(tensors[name].detach())
+        place.view(dtypes[name]).view(tensors[name].shape).copy_(tensors[name].detach())
     return packed
 
 

@@ -184,11 +184,10 @@ class LearnerRank:
     def publish(self) -> tuple[AdapterRef | None, np.ndarray]:
         """The policy adapter, packed, in the base's dtype: what the policy computes with. Nothing but on rank 0."""
         self._started()
-        dtype = getattr(torch, self.model.dtype)
-        tensors = {name: self._weight(p).to(dtype) for name, p in self._parameters.items()}
+        tensors = {name: self._weight(p) for name, p in self._parameters.items()}
         if self.rank:
             return None, np.empty(0, dtype=np.uint8)
-        packed = pack(tensors, peft_config(self.lora, tensors))
+        packed = pack(tensors, peft_config(self.lora, tensors), getattr(torch, self.model.dtype))
         return make_ref(packed, self._version), packed
 
     def save_state(self) -> bytes:

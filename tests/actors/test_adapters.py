@@ -29,7 +29,10 @@ def test_equal_adapters_have_equal_hashes_whatever_the_order_of_names():
 def test_a_packed_adapter_has_the_bytes_that_safetensors_gives_it(dtypes):
     tensors = {name: tensor.to(dtype) for (name, tensor), dtype in zip(make_tensors().items(), dtypes, strict=True)}
     packed = adapters.pack({name: tensor.T.contiguous().T for name, tensor in tensors.items()}, CONFIG)
-    assert packed.tobytes() == save(tensors, {"adapter_config": '{"peft_type": "LORA", "r": 2}'})
+    metadata = {"adapter_config": '{"peft_type": "LORA", "r": 2}'}
+    assert packed.tobytes() == save(tensors, metadata)
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    assert adapters.pack(tensors, CONFIG, torch.bfloat16).tobytes() == save(rounded, metadata)
 
 
 def test_unpack_returns_what_was_packed():

@@ -94,7 +94,7 @@ def random_tensors(name: str, rank: int, seed: int, size: float = 0.02) -> dict[
     return tensors
 
 
-def random_adapter(name: str, rank: int, seed: int, size: float = 0.02) -> bytes:
+def random_adapter(name: str, rank: int, seed: int, size: float = 0.02) -> np.ndarray:
     tensors = random_tensors(name, rank, seed, size)
     return adapters.pack(tensors, peft_config(lora_of(rank), tensors))
 

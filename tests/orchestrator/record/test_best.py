@@ -18,7 +18,7 @@ START = Seen(step=0, accuracy=0.5, mean_tokens=100)
 
 
 def packed(number: float) -> bytes:
-    return adapters.pack({"a.lora_A.weight": torch.full((2, 2), number)}, {"r": 2})
+    return adapters.pack({"a.lora_A.weight": torch.full((2, 2), number)}, {"r": 2}).tobytes()
 
 
 def test_a_cap_makes_long_right_completions_wrong():

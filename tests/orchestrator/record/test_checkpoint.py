@@ -17,7 +17,9 @@ ALL_FILES = (*checkpoint.FILES, checkpoint.MANIFEST_FILE)
 
 
 def make_checkpoint(step):
-    packed = adapters.pack({"a.lora_A.weight": torch.full((2, 3), float(step))}, {"r": 2, "peft_type": "LORA"})
+    packed = adapters.pack(
+        {"a.lora_A.weight": torch.full((2, 3), float(step))}, {"r": 2, "peft_type": "LORA"}
+    ).tobytes()
     cursor = TaskCursor(next_index=10 * step, unfinished=(3, 5))
     memory = LengthState(solve_rates=(0.5,), tasks={"a": TaskHistory(shortest_tokens=3, num_correct=2, total_tokens=8)})
     state = StageState(step=step, cursor=cursor, kl_beta=0.003, length_state=memory)

@@ -20,7 +20,7 @@ class FakeEngines:
         self.engines = self.generate = self
 
     def load_adapter(self, ref, packed):
-        self.loaded.append(packed)
+        self.loaded.append(bytes(packed))
 
     def ask(self, call):
         return {(0, self): call(self)}
@@ -38,7 +38,7 @@ class FakeEngines:
 def packed():
     import torch
 
-    return adapters.pack({"a.lora_A.weight": torch.ones(2, 2)}, {"r": 2})
+    return adapters.pack({"a.lora_A.weight": torch.ones(2, 2)}, {"r": 2}).tobytes()
 
 
 def prove(engines, packed):

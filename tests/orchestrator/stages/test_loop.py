@@ -22,7 +22,7 @@ from orchestrator.stages.train import train
 from tests.fakes import FakeDispatcher, make_completion
 
 NUM_STEPS = 4
-START = adapters.pack({"a.lora_A.weight": torch.zeros(2, 2)}, {"r": 2})
+START = adapters.pack({"a.lora_A.weight": torch.zeros(2, 2)}, {"r": 2}).tobytes()
 
 
 class FakeLearner:
@@ -48,7 +48,7 @@ class FakeLearner:
 
     def publish(self):
         tensor = torch.full((2, 2), 1.0 + self.version)
-        packed = adapters.pack({"a.lora_A.weight": tensor}, {"r": 2})
+        packed = adapters.pack({"a.lora_A.weight": tensor}, {"r": 2}).tobytes()
         return adapters.make_ref(packed, self.version), packed
 
 

@@ -274,7 +274,7 @@ def test_the_home_directory_is_found_in_sft_adapter(monkeypatch, tmp_path):
     import torch
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    packed = adapters.pack({"a": torch.zeros(1)}, {"r": 1})
+    packed = adapters.pack({"a": torch.zeros(1)}, {"r": 1}).tobytes()
     adapters.write_directory(packed, tmp_path / "adapter")
     config = load_config("quickstart", [])
     config = replace(config, sft=replace(config.sft, adapter="~/adapter"))
