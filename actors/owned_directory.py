@@ -6,6 +6,7 @@ the shared memory of its child processes, go with it once they are adopted.
 """
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -43,8 +44,10 @@ class OwnedDirectory:
 
     def find_everywhere(self, pattern: str) -> list[Path]:
         """Paths that match, in this directory and in those of the same kind that this user's other processes own."""
-        directories = self.path.parent.glob(f"{self._prefix}*")
-        return [path for directory in directories if _is_ours(directory) for path in directory.glob(pattern)]
+        root = self.path.parent
+        # Unlike pathlib's, this glob bears directories that are removed meanwhile.
+        found = map(Path, glob.glob(f"{self._prefix}*/{pattern}", root_dir=root))
+        return [root / path for path in found if _is_ours(root / path.parts[0])]
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from configs.load import ConfigError
 from configs.schema.run import ModelSection, RunConfig
 from orchestrator.cluster.actor_pool import ActorPool
 from orchestrator.cluster.dispatcher import Dispatcher
-from orchestrator.cluster.engines import EnginePool, put
+from orchestrator.cluster.engines import EnginePool, put_adapter
 from orchestrator.cluster.nodes import fetch_on_nodes
 from orchestrator.cluster.passed_environment import split_environment
 from orchestrator.cluster.placement import REWARD_ACTOR_CPUS, Reservation, gpu_share, misfits
@@ -113,7 +113,7 @@ class Cluster:
 
     def load_adapter(self, ref: AdapterRef, packed: Any) -> None:
         """Load an adapter into the engines of both roles; see `EnginePool.load_adapter`."""
-        reference = put(packed)
+        reference = put_adapter(packed)
         for pool in self._engine_pools:
             pool.load_adapter(ref, reference)
 

@@ -30,12 +30,12 @@ class EnginePool(ActorPool):
         super().__init__(role, size, make, self._bring_up, is_current=self._holds_all, **how)
 
     def load_adapter(self, expected: AdapterRef, packed: Any) -> None:
-        """Load an adapter, given packed or as a reference that `put` or a learner gave, into every engine.
+        """Load an adapter, given packed or as a reference that a learner or `put_adapter` gave, into every engine.
 
         Returns once each that serves says that it holds it; one that is being started holds it before it serves.
         Raises RuntimeError when an engine answers with another version or hash.
         """
-        reference = put(packed)
+        reference = put_adapter(packed)
         self._published.pop(expected.version, None)
         self._published[expected.version] = expected, reference
         while len(self._published) > self._num_adapters:
@@ -93,7 +93,7 @@ class EnginePool(ActorPool):
         return expected <= set(adapters) and (self._heads is None or heads_sha256 == sha256(self._heads))
 
 
-def put(packed: Any) -> ray.ObjectRef:
+def put_adapter(packed: Any) -> ray.ObjectRef:
     """Reference of a packed adapter in the object store, from where a node gets it once: its actors read an array in
     shared memory, where each would copy bytes. A reference is one already."""
     return packed if isinstance(packed, ray.ObjectRef) else ray.put(np.frombuffer(packed, dtype=np.uint8))
