@@ -11,52 +11,21 @@ every token and keeps the prefix cache of each adapter apart. Two things change:
 Both read `start` from the request's `SamplingParams.extra_args`. Requests without it, and every other user of this
 vLLM, are served as before.
 
-Registered as `vllm.general_plugins`, so vLLM loads it in each of its processes. vLLM promises nothing about these
-functions: each is compared with the source that was tested, and where one differs nothing is patched and `require`
-says so.
+Registered as `vllm.general_plugins`, so vLLM loads it in each of its processes. Where vLLM is not the one that was
+tested nothing is patched (`actors.patches`), and `find_unpatched` says so.
 """
 
-import hashlib
-import importlib
-import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from actors.patches import Patch, apply_patches, find_problem, is_patched
 
 log = logging.getLogger(__name__)
 
 START = "terse_adapter_start"
 """Key in `SamplingParams.extra_args`."""
-
-_ORIGINAL = "terse_original"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patch:
-    """One function of vLLM that is wrapped."""
-
-    module: str
-    name: str
-    """`function` or `Class.method`"""
-    source_sha256: str
-    """Beginning of the hash of the source that the wrapper was written for."""
-    wrap: Callable[[Any], Any]
-    also_in: tuple[str, ...] = ()
-    """Other modules that hold the function under its own name."""
-
-    def owner(self) -> Any:
-        """The module or class that holds the function. Raises ImportError or AttributeError when it is gone."""
-        owner = importlib.import_module(self.module)
-        for part in self.name.split(".")[:-1]:
-            owner = getattr(owner, part)
-        return owner
-
-    @property
-    def attribute(self) -> str:
-        return self.name.rpartition(".")[2]
 
 
 def mask_token_adapters(
@@ -219,7 +188,6 @@ V2_RUNNER = (
         wrap=_wrap_v2_mapping,
     ),
 )
-SUPPORTED_VLLM = "0.32.0"
 
 
 def patches() -> tuple[Patch, ...]:
@@ -231,46 +199,8 @@ def patches() -> tuple[Patch, ...]:
 
 def register() -> None:
     """Patch this process. Idempotent; patches all or, where vLLM is not the one that was tested, nothing."""
-    wanted = patches()
-    if problem := find_problem(wanted):
+    if problem := apply_patches(patches()):
         log.warning("masked adapters are not available: %s", problem)
-        return
-    for patch in wanted:
-        owner = patch.owner()
-        original = getattr(owner, patch.attribute)
-        if hasattr(original, _ORIGINAL):
-            continue
-        wrapper = patch.wrap(original)
-        setattr(wrapper, _ORIGINAL, original)
-        setattr(owner, patch.attribute, wrapper)
-        for name in patch.also_in:
-            setattr(importlib.import_module(name), patch.attribute, wrapper)
-
-
-def find_problem(wanted: tuple[Patch, ...]) -> str | None:
-    """Why this vLLM cannot be patched, in one line; None when it can, or is already."""
-    import vllm
-
-    # Local labels (`+cpu`) name a build, not another source.
-    if vllm.__version__.partition("+")[0] != SUPPORTED_VLLM:
-        return f"expected vllm {SUPPORTED_VLLM}, found {vllm.__version__}"
-    for patch in wanted:
-        try:
-            function = getattr(patch.owner(), patch.attribute)
-            holders = [getattr(importlib.import_module(name), patch.attribute) for name in patch.also_in]
-        except (ImportError, AttributeError) as error:
-            return f"vllm {vllm.__version__} has no {patch.module}.{patch.name} as expected: {error}"
-        if any(holder is not function for holder in holders):
-            return f"expected {' and '.join(patch.also_in)} to use {patch.module}.{patch.name}, found another function"
-        found = source_sha256(getattr(function, _ORIGINAL, function))
-        if found != patch.source_sha256:
-            return f"{patch.module}.{patch.name}: expected source {patch.source_sha256}, found {found}"
-    return None
-
-
-def source_sha256(function: Any) -> str:
-    """First 16 hex digits."""
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
 
 
 def find_unpatched() -> str | None:
@@ -278,7 +208,7 @@ def find_unpatched() -> str | None:
     wanted = patches()
     if problem := find_problem(wanted):
         return problem
-    missing = [patch.name for patch in wanted if not hasattr(getattr(patch.owner(), patch.attribute), _ORIGINAL)]
+    missing = [patch.name for patch in wanted if not is_patched(patch)]
     if missing:
         return f"vLLM did not load the plugin terse_kv_sharing (VLLM_PLUGINS?): {', '.join(missing)} not patched"
     return None

@@ -23,7 +23,7 @@ ONLY_IMPORTERS = {
     "fsspec": {"orchestrator/record/mirror.py"},
     "omegaconf": {"configs/load.py", "configs/layers.py"},
     "math_verify": {"rewards/math_answer.py"},
-    "vllm": {"actors/engine.py", "actors/kv_sharing.py", "actors/cpu_lora.py"},
+    "vllm": {"actors/engine.py", "actors/kv_sharing.py", "actors/cpu_lora.py", "actors/patches.py"},
     "deepspeed": {"actors/learner.py"},
     "datasets": {"orchestrator/data/sources.py"},
     "mlflow": {"orchestrator/record/tracking.py"},
