@@ -67,12 +67,12 @@ def prompt_ids(config: RunConfig, tokenizer, num_prompts: int) -> list:
 def plain_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, directory: str, ends: bool) -> None:
     """In a process of its own: prints tokens/s."""
     from actors import adapters
-    from actors.engine import _set_environment
+    from actors.engine_arguments import set_environment
     from actors.tokenizer import load_tokenizer
     from configs.models import resolve_model_path
 
     config = settings()
-    _set_environment(config.engine)
+    set_environment(config.engine)
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 

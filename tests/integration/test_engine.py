@@ -170,6 +170,39 @@ def test_a_version_that_is_loaded_anew_takes_the_place_of_the_one_before(loop, a
     assert len(left) == len(actor._engine.loaded) == 2
 
 
+def nucleus_logprobs(model, prompt, completion, top_p):
+    """Logprob of each sampled token among the fewest most probable ones that hold `top_p`; NaN where rounding decides
+    which those are."""
+    token_ids = torch.tensor(np.concatenate([prompt.token_ids, completion.token_ids]))[None].long()
+    with torch.no_grad():
+        logits = model(token_ids).logits[0, len(prompt.token_ids) - 1 : -1].double() / TEMPERATURE
+    found = []
+    for shares, token_id in zip(logits.softmax(-1), completion.token_ids, strict=True):
+        falling = shares.sort(descending=True).values
+        held = falling.cumsum(0)
+        num_kept = int((held < top_p).sum()) + 1
+        if (held - top_p).abs().min() < 1e-3:
+            found.append(np.nan)
+        else:
+            is_kept = shares[token_id] >= falling[num_kept - 1]
+            found.append((shares[token_id] / held[num_kept - 1]).log().item() if is_kept else -np.inf)
+    return np.array(found)
+
+
+def test_top_p_samples_from_the_nucleus_with_its_logprobs(loop, actor, prompt, tiny_model_dir):
+    packed, model = make_random_adapter(tiny_model_dir, seed=50)
+    loop.run_until_complete(actor.load_adapter(packed, 50))
+    sampling = replace(SAMPLING, top_p=0.8, ignore_end=True)
+    completions = loop.run_until_complete(actor.generate(prompt, 8, sampling, 50))
+    expected = np.concatenate([nucleus_logprobs(model, prompt, completion, 0.8) for completion in completions])
+    behaviour = np.concatenate([completion.behaviour_logprobs for completion in completions])
+    is_sure = ~np.isnan(expected)
+    assert is_sure.mean() > 0.5
+    np.testing.assert_allclose(behaviour[is_sure], expected[is_sure], atol=5e-4)
+    # Some choices were left: a nucleus of one token would make every logprob 0.
+    assert behaviour.min() < -0.1
+
+
 CAP = HardCap(num_tokens=6, forced_token_ids=np.array([7, 8], dtype=np.int32), answer_tokens=4)
 
 
