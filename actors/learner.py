@@ -304,8 +304,7 @@ class LearnerRank:
         return engine
 
     def _packed(self, rows: tuple[TrainRow, ...]) -> list[tuple[list[int], MicroBatch]]:
-        """Micro-batches with the indices of their rows. ZeRO communicates in every backward pass, and in stage 3 in every pass,
-        that of the prompts too, so all ranks run equally many."""
+        """Micro-batches with the indices of their rows; on all ranks equally many passes, since ZeRO communicates in them."""
         packs = pack_rows(rows, self.learner.micro_batch_tokens)
         num_batches = int(self._reduce([len(packs)], dist.ReduceOp.MAX)[0])
         return make_batches(rows, packs, num_batches, needs_prompt=self.learner.zero_stage == 3)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.sample.ops import topk_topp_sampler
 
 from actors import cpu_lora, cpu_sampling
@@ -178,6 +179,7 @@ def test_the_plugin_of_cpu_engines_registers_it():
 
 
 def test_a_seeded_sampler_draws_the_same_tokens_with_the_same_logprobs(monkeypatch):
+    current_platform.import_kernels()  # the sampler draws with vLLM's own operators
     cpu_sampling.register()
     patched = topk_topp_sampler.apply_top_k_top_p_pytorch
     sampler = topk_topp_sampler.TopKTopPSampler(logprobs_mode="processed_logprobs")
