@@ -19,6 +19,7 @@ import ray
 
 from actors.engine import EngineLost
 from actors.learner_group import LOST_ACTOR
+from actors.packed import Packed
 from actors.types import Inference, Request, Rollout, Sample
 from orchestrator.cluster.actor_pool import ActorPool, root_cause
 
@@ -227,7 +228,8 @@ class Dispatcher:
     def _turn(self, timeout_s: float) -> list[tuple[_Call, Any]]:
         """Take what is ready, after at most `timeout_s` without anything; the calls that were the last of theirs."""
         ready = self._wait_for_calls(timeout_s)
-        ended = [end for reference in ready if (end := self._advance(reference)) is not None]
+        results = zip(ready, get_each(ready), strict=True)
+        ended = [end for reference, result in results if (end := self._advance(reference, result)) is not None]
         has_new_actor = self._care_for_actors()
         now = time.monotonic()
         if ready or has_new_actor:
@@ -285,26 +287,25 @@ class Dispatcher:
         actor, completions = pool.handle(index), call.completions
         if call.part == "generate":
             # The second reference says how it went, without fetching what was generated.
-            completions, reference = actor.infer.options(num_returns=2).remote(call.request, call.drafts)
+            completions, reference = actor.infer.options(num_returns=2).remote(Packed(call.request), call.drafts)
         elif call.request is None:
             reference = actor.group_answers.remote(call.answers)
         else:
-            reference = actor.score_group.remote(call.request, completions)
+            reference = actor.score_group.remote(Packed(call.request), completions)
         self._num_in[call.part] += 1
         self._in_flight[reference] = _InFlight(
             call=call, actor=actor, actor_index=index, completions=completions, since_s=time.monotonic()
         )
 
-    def _advance(self, reference: Any) -> tuple[_Call, Any] | None:
-        """Take one result and begin the request's next call; the call and its result when there is none."""
+    def _advance(self, reference: Any, result: Any) -> tuple[_Call, Any] | None:
+        """Take one result, or the error in its place, and begin the request's next call; the call and its result when there is
+        none."""
         item = self._in_flight.pop(reference)
         call = item.call
         self._num_in[call.part] -= 1
         self._pools[call.part].give_back(item.actor_index)
-        try:
-            result = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            self._recover(item, error)
+        if isinstance(result, ray.exceptions.RayError):
+            self._recover(item, result)
             return None
         if call.part == "score":
             return call, result
@@ -348,6 +349,22 @@ class Dispatcher:
             scored=tuple(scored),
             seconds=time.monotonic() - call.since_s,
         )
+
+
+def get_each(references: Sequence[Any]) -> list[Any]:
+    """What each stands for, or the RayError that getting it raises."""
+    try:
+        results: list[Any] = ray.get(references)  # much cheaper than one by one
+        return results
+    except ray.exceptions.RayError:
+        return [_get(reference) for reference in references]
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return error
 
 
 def is_lost_actor(error: BaseException) -> bool:

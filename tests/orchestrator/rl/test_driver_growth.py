@@ -1,6 +1,7 @@
 """The driver's work for a group is the same however many are in flight: lines of Python are counted, not time."""
 
 import itertools
+import pickle
 import sys
 import types
 
@@ -42,6 +43,8 @@ class FakeRay:
         return [reference for reference in references[:1] if reference in self.ended], []
 
     def get(self, reference):
+        if isinstance(reference, list):
+            return [self.get(one) for one in reference]
         self.ended.discard(reference)
         return self.results.pop(reference)
 
@@ -59,6 +62,7 @@ class FakeActor:
         self.score_group = types.SimpleNamespace(remote=self.score)
 
     def score(self, request, completions):
+        request = pickle.loads(pickle.dumps(request))
         return self.ray.put(make_group([0, 1], version=request.version).rollouts)
 
 
