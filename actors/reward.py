@@ -1,6 +1,7 @@
 """Scores completions: is the answer right, and what is it worth at its length?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 from actors.judges import LABEL, MATH, SAME_VALUE, Judge
 from actors.scaling import group_answers
@@ -55,17 +56,11 @@ class RewardActor:
         state = request.length_state
         inputs = length_inputs(prompt, completions, is_correct, self._config.span, request.step, state)
         scores = score_group(inputs, self._config)
-        rollouts = tuple(
-            Rollout(
-                prompt=prompt,
-                completion=completion,
-                reward=RewardResult(
-                    value=score.value, outcome=verdict.outcome, answer=verdict.answer, breakdown=score.breakdown
-                ),
-            )
-            for completion, verdict, score in zip(completions, verdicts, scores, strict=True)
-        )
-        return rollouts if request.returns == "rollouts" else tuple(rollout.sample for rollout in rollouts)
+        rewards = [
+            RewardResult(value=score.value, outcome=verdict.outcome, answer=verdict.answer, breakdown=score.breakdown)
+            for verdict, score in zip(verdicts, scores, strict=True)
+        ]
+        return summarise(completions, rewards, request.returns)
 
     def group_answers(self, answers_of_tasks: Sequence[Sequence[str]]) -> list[tuple[int, ...]]:
         """Classes of answers that are one vote (`scaling.same_answer`) among those of each task, as
@@ -118,7 +113,7 @@ def reference_of(task: Task) -> Reference:
 
 def length_inputs(
     prompt: Prompt,
-    completions: Sequence[Completion],
+    completions: Sequence[Completion | Rollout],
     is_correct: Sequence[bool],
     span: str,
     step: int = 0,
@@ -136,7 +131,28 @@ def length_inputs(
     )
 
 
-def inputs_of_rollouts(rollouts: Sequence[Rollout], span: str, step: int) -> LengthInputs:
+def inputs_of_rollouts(prompt: Prompt, rollouts: Sequence[Rollout], span: str, step: int) -> LengthInputs:
     """The same of a group that has been scored, for what is remembered of it."""
     is_correct = [rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts]
-    return length_inputs(rollouts[0].prompt, [rollout.completion for rollout in rollouts], is_correct, span, step)
+    return length_inputs(prompt, rollouts, is_correct, span, step)
+
+
+def summarise(
+    completions: Sequence[Completion], rewards: Sequence[RewardResult], returns: str
+) -> tuple[Rollout, ...] | tuple[Sample, ...]:
+    """What a request asks for of its scored completions, see `Request.returns`."""
+    counts: list[dict[str, Any]] = [
+        {
+            "num_tokens": completion.num_tokens,
+            "num_forced_tokens": int(completion.forced.sum()),
+            "num_thinking_tokens": completion.num_thinking_tokens,
+            "finish_reason": completion.finish_reason,
+            "policy_version": completion.policy_version,
+            "adapter_sha256": completion.adapter_sha256,
+            "reward": reward,
+        }
+        for completion, reward in zip(completions, rewards, strict=True)
+    ]
+    if returns == "rollouts":
+        return tuple(Rollout(**one) for one in counts)
+    return tuple(Sample(**one, text=completion.text) for one, completion in zip(counts, completions, strict=True))

@@ -4,7 +4,8 @@ A task becomes a prompt, G completions, G rewards, one group, and with other gro
 
     Task ─► Prompt ─► Request ─► Completion ×G ─► Rollout ×G ─► RolloutGroup ─► TrainBatch ─► UpdateResult
 
-An evaluation sends the same requests and gets `Sample`s in place of rollouts: what people read, without tokens.
+Tokens stay in the object store until a learner rank makes rows of them: the driver sees rollouts, which are counts and rewards.
+An evaluation sends the same requests and gets `Sample`s, rollouts with their text.
 
 Letters: P prompt tokens, T completion tokens, G group size. Token ids are int32, logprobs float32 (natural
 log, at the sampling temperature), and index t scores token t.
@@ -166,47 +167,32 @@ class Request:
     reads: Reads | None = None
     cap: HardCap | None = None
     returns: Literal["rollouts", "samples"] = "rollouts"
-    """Completions scored with all their tokens, for training, or what people read of them"""
+    """Completions scored for training, or with their text, for people to read"""
     step: int = 0
     """RL steps done; with `length_state`, for length rewards that depend on them"""
     length_state: LengthState = NO_MEMORY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rollout:
-    """A scored completion."""
-
-    prompt: Prompt
-    completion: Completion
-    reward: RewardResult
-
-    @property
-    def sample(self) -> "Sample":
-        """What people read of it."""
-        completion = self.completion
-        return Sample(
-            text=completion.text,
-            num_tokens=completion.num_tokens,
-            num_forced_tokens=int(completion.forced.sum()),
-            finish_reason=completion.finish_reason,
-            policy_version=completion.policy_version,
-            adapter_sha256=completion.adapter_sha256,
-            reward=self.reward,
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A scored completion as evaluation keeps it: its text and counts, without tokens and logprobs."""
+class Rollout:
+    """A scored completion: its counts and its reward, without tokens, logprobs and text."""
 
-    text: str
     num_tokens: int
     """Forced ones included"""
     num_forced_tokens: int
+    num_thinking_tokens: int
+    """This and those below: as for `Completion`"""
     finish_reason: str
     policy_version: int
     adapter_sha256: str
     reward: RewardResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Rollout):
+    """A rollout as evaluation keeps it, with its text."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -214,15 +200,17 @@ class RolloutGroup:
     """The G rollouts of one prompt, all by one policy version."""
 
     group_id: int
-    task_id: str
+    prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    completions: Any
+    """Object-store reference of the `Completion`s `[G]`"""
     source: str = ""
     """Label of the task's source"""
 
     @property
     def policy_version(self) -> int:
         """The oldest version that sampled one of the rollouts."""
-        return min(rollout.completion.policy_version for rollout in self.rollouts)
+        return min(rollout.policy_version for rollout in self.rollouts)
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -241,6 +229,7 @@ class DroppedGroup:
     group_id: int
     reason: str
     """`constant`"""
+    prompt: Prompt
     rollouts: tuple[Rollout, ...]
     """What it held: it still counts in the metrics of what was generated."""
     source: str = ""
@@ -265,12 +254,37 @@ class TrainRow:
     advantage: float
     """One per sequence (GRPO); unused by SFT"""
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def shared(self) -> np.ndarray:
+        """int32 `[start]`, what rows of one prompt have in common"""
+        return self.token_ids[: self.start]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRows:
+    """Rows `[n]` that a rank makes of a group whose completions it holds (`actors.rollout_rank`)."""
+
+    group_id: int
+    places: tuple[int, ...]
+    """Which of the group's completions"""
+    advantages: tuple[float, ...]
+    are_left_out: tuple[bool, ...]
+    """Of which nothing is trained on: completions that were cut, with `rl.overlong_filtering`"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainBatch:
     """One optimiser step's rows, sharded over ranks."""
 
-    rows_per_rank: tuple[tuple[TrainRow, ...], ...]
+    rows_per_rank: tuple[tuple[TrainRow | GroupRows, ...], ...]
     """`[num_ranks]` of rows, about equally many tokens each; a rank may have none"""
     num_loss_tokens: int
     """Over all ranks: the loss divides by it, so it does not depend on the sharding."""
@@ -365,34 +379,3 @@ class Inference:
     generate_s: float
     verify_s: float
     """Reading the completions' last states and scoring them"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationRecord:
-    """One held-out task, evaluated with n completions in one mode under one cap."""
-
-    task_id: str
-    difficulty: int
-    mode: str
-    """`base` or `reasoning`"""
-    cap: int
-    """Tokens after which an answer was forced; 0: no such cap, only the limit on completion tokens"""
-    n: int
-    answers: tuple[str, ...]
-    """`[n]`, as extracted; empty when there was none to extract"""
-    outcomes: tuple[str, ...]
-    """`[n]`, `rewards.base.Outcome`"""
-    tokens: tuple[int, ...]
-    """`[n]`, tokens that the policy generated; forced ones not counted"""
-    forced_tokens: tuple[int, ...]
-    """`[n]`, tokens appended at the cap"""
-    correct: tuple[bool, ...]
-    """`[n]`"""
-    truncated: tuple[bool, ...]
-    """`[n]`, ended by a limit and not by the policy"""
-    seconds: float
-    """From dispatch to the last score."""
-    source: str = ""
-    """Label of the task's source"""
-    budget_tokens: int | None = None
-    """Named in the prompt; None when it names none"""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.types import EvaluationRecord
 from configs.axes import split_axes
 from configs.load import as_overrides, load_config
 from configs.named_functions import with_functions
 from configs.schema.run import RunConfig
 from orchestrator.cluster.ray_address import names_cluster, prepare_own_cluster
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.stages import STAGES
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from actors.losses import LossSettings as LossSettings
     from actors.losses import PolicyLoss as PolicyLoss
     from actors.losses import Surrogate as Surrogate
-    from actors.types import EvaluationRecord as EvaluationRecord
     from configs.errors import UserError as UserError
     from configs.load import ConfigError as ConfigError
     from configs.load import load_config as load_config
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from orchestrator.api import status as status
     from orchestrator.api import sweep as sweep
     from orchestrator.data.sources import TaskRows as TaskRows
+    from orchestrator.record.evaluations import EvaluationRecord as EvaluationRecord
     from orchestrator.rl.advantage import AdvantageEstimator as AdvantageEstimator
     from orchestrator.tools.plan import Plan as Plan
     from rewards.base import AnswerVerdict as AnswerVerdict
@@ -77,7 +77,7 @@ _PLACES = {
     "Answer": "deploy.device.runtime",
     "ConfigError": "configs.load",
     "DeviceModel": "deploy.device.runtime",
-    "EvaluationRecord": "actors.types",
+    "EvaluationRecord": "orchestrator.record.evaluations",
     "ExportError": "deploy.manifest",
     "Plan": "orchestrator.tools.plan",
     "Question": "deploy.device.runtime",

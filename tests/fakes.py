@@ -1,11 +1,13 @@
 """Hand-written stand-ins, for failures and for driver logic that needs no engine."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
 from actors import adapters
+from actors.reward import summarise
 from actors.types import AdapterRef, Completion, Inference, Prompt, Request, Rollout, RolloutGroup, Sampling, Task
 from orchestrator.cluster.actor_pool import ActorPool
 from orchestrator.cluster.dispatcher import Finished
@@ -44,20 +46,28 @@ def make_completion(num_tokens: int = 4, version: int = 0, sha256: str = "a" * 6
 def make_group(
     rewards: Sequence[float], group_id: int = 0, version: int = 0, sha256: str = "a" * 64, num_tokens: int = 4
 ) -> RolloutGroup:
-    rollouts = tuple(
-        Rollout(
-            prompt=make_prompt(group_id),
-            completion=make_completion(num_tokens=num_tokens, version=version, sha256=sha256),
-            reward=RewardResult(
-                value=value,
-                outcome=Outcome.CORRECT if value > 0 else Outcome.WRONG,
-                answer="2",
-                breakdown={"accuracy": float(value > 0), "length": value},
-            ),
+    """Its completions are there themselves, in place of their reference."""
+    results = [
+        RewardResult(
+            value=value,
+            outcome=Outcome.CORRECT if value > 0 else Outcome.WRONG,
+            answer="2",
+            breakdown={"accuracy": float(value > 0), "length": value},
         )
         for value in rewards
+    ]
+    completions = tuple(make_completion(num_tokens=num_tokens, version=version, sha256=sha256) for _ in rewards)
+    return regroup(results, completions, group_id)
+
+
+def regroup(results: Sequence[RewardResult], completions: Sequence[Completion], group_id: int = 0) -> RolloutGroup:
+    """The group of these completions and their rewards."""
+    return RolloutGroup(
+        group_id=group_id,
+        prompt=make_prompt(group_id),
+        rollouts=cast(tuple[Rollout, ...], summarise(completions, results, "rollouts")),
+        completions=completions,
     )
-    return RolloutGroup(group_id=group_id, task_id=f"fake/{group_id}", rollouts=rollouts)
 
 
 class FakeDispatcher:
@@ -86,13 +96,16 @@ class FakeDispatcher:
         request = next(r for r in self.requests if r.request_id == group_id)
         self.requests.remove(request)
         group = make_group(self._rewards_of(group_id), group_id, request.version, self._sha256)
-        return [make_finished(request, group.rollouts)]
+        return [replace(make_finished(request, group.rollouts), completions=group.completions)]
 
 
 def make_sample_rows(groups: Sequence[RolloutGroup], prompt: str) -> list[dict[str, Any]]:
     """What an evaluation leaves of these groups, each prompt being this text."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    return [sample_row(rollout.prompt, rollout.sample, lambda _: prompt) for rollout in rollouts]
+    return [
+        sample_row(group.prompt, rollout, completion.text, lambda _: prompt)
+        for group in groups
+        for rollout, completion in zip(group.rollouts, group.completions, strict=True)
+    ]
 
 
 def make_request(prompt: Prompt | None = None, **settings: Any) -> Request:

@@ -9,7 +9,7 @@ load. Lost engines and reward actors are replaced (`actor_pool`); a lost learner
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,15 +17,15 @@ from typing import Any
 import ray
 
 from actors.inference import InferenceActor
-from actors.learner import LearnerRank
-from actors.learner_group import LearnerGroup
+from actors.learner_group import LearnerGroup, is_lost_object
 from actors.reward import RewardActor, judges_of
+from actors.rollout_rank import RolloutRank
 from actors.types import AdapterRef
 from configs.checks.run import cluster_problems
 from configs.load import ConfigError
 from configs.schema.run import ModelSection, RunConfig
 from orchestrator.cluster.actor_pool import ActorPool
-from orchestrator.cluster.dispatcher import Dispatcher
+from orchestrator.cluster.dispatcher import Dispatcher, get_each
 from orchestrator.cluster.engines import EnginePool, put_adapter
 from orchestrator.cluster.nodes import fetch_on_nodes
 from orchestrator.cluster.passed_environment import split_environment
@@ -126,6 +126,14 @@ class Cluster:
         """What an object-store reference stands for."""
         return ray.get(reference)
 
+    def fetch_each(self, references: Sequence[Any]) -> list[Any]:
+        """What each stands for; None in place of what is lost."""
+        found = get_each(references)
+        for value in found:
+            if isinstance(value, BaseException) and not is_lost_object(value):
+                raise value
+        return [None if isinstance(value, BaseException) else value for value in found]
+
     def close(self) -> None:
         """Stop engines first (they own processes of their own), then everything."""
         engines = [actor for pool in self._engine_pools for actor in pool.handles]
@@ -177,7 +185,7 @@ class Cluster:
         config = self._config.learner
         options = {"num_cpus": config.num_cpus_per_rank, "num_gpus": gpu_share(self._config, config.num_gpus_per_rank)}
         return [
-            self._reservation.actor(LearnerRank, "learner", index, options, config.num_threads).remote(
+            self._reservation.actor(RolloutRank, "learner", index, options, config.num_threads).remote(
                 rank=index,
                 num_ranks=config.num_ranks,
                 model=self._model,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import ray
 
 from actors.engine import EngineLost
-from actors.learner_group import LOST_ACTOR
+from actors.learner_group import LOST_ACTOR, is_lost_object
 from actors.packed import Packed
 from actors.types import Inference, Request, Rollout, Sample
 from orchestrator.cluster.actor_pool import ActorPool, root_cause
@@ -372,10 +372,3 @@ def is_lost_actor(error: BaseException) -> bool:
     if isinstance(error, ray.exceptions.RayTaskError):
         return isinstance(error.cause, EngineLost)
     return isinstance(error, LOST_ACTOR)
-
-
-def is_lost_object(error: BaseException) -> bool:
-    """What a call was to work on is gone."""
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return isinstance(error.cause, ray.exceptions.ObjectLostError)
-    return isinstance(error, ray.exceptions.ObjectLostError)

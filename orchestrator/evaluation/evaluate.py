@@ -12,7 +12,6 @@ from actors.types import (
     BASE,
     BASE_VERSION,
     REASONING,
-    EvaluationRecord,
     HardCap,
     Prompt,
     Reads,
@@ -22,6 +21,7 @@ from actors.types import (
 )
 from configs.schema.run import EvaluationSection
 from orchestrator.cluster.dispatcher import Dispatcher, Finished
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.run_files import PromptText, sample_row
 from rewards.base import Outcome
 
@@ -103,4 +103,6 @@ def make_record(finished: Finished) -> EvaluationRecord:
 
 def sample_rows(finished: Sequence[Finished], prompt_text: PromptText) -> list[dict[str, Any]]:
     """Every sample for people to read, in order."""
-    return [sample_row(one.request.prompt, sample, prompt_text) for one in finished for sample in one.samples]
+    return [
+        sample_row(one.request.prompt, sample, sample.text, prompt_text) for one in finished for sample in one.samples
+    ]

@@ -3,11 +3,12 @@
 import logging
 from typing import Any
 
-from actors.types import AdapterRef, EvaluationRecord
+from actors.types import AdapterRef
 from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.data.prompts import held_out_prompts
 from orchestrator.evaluation.evaluate import make_record, make_requests
 from orchestrator.record import best
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.metrics import evaluation_metrics, summarise
 from orchestrator.stage import Stage
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from actors.heads import HEADS_FILE, Heads, unpack_heads
-from actors.types import BASE, REASONING, EvaluationRecord, Prompt, Reads, Request, Sampling, Task
+from actors.types import BASE, REASONING, Prompt, Reads, Request, Sampling, Task
 from configs.schema.run import RunConfig
 from orchestrator.cluster.dispatcher import Dispatcher, Finished
 from orchestrator.data.prompts import make_cap
 from orchestrator.evaluation.evaluate import make_record, prompt_requests
 from orchestrator.evaluation.scaling import Modes, TaskSamples, scaling_rows, switcher_result
 from orchestrator.record import run_files
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.metrics import summarise
 from orchestrator.stage import Stage
 

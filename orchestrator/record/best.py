@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from actors import adapters, files
-from actors.types import EvaluationRecord
 from orchestrator.record import run_files
+from orchestrator.record.evaluations import EvaluationRecord
 
 FILE = "best.json"
 PRUNED = "pruned"

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.types import DroppedGroup, EvaluationRecord, Rollout, RolloutGroup
+from actors.types import DroppedGroup, RolloutGroup
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.lengths import budget_bins, length_metrics
 from rewards.base import Outcome
 
@@ -27,7 +28,7 @@ def group_metrics(
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rollouts += [rollout for drop in dropped for rollout in drop.rollouts]
-    tokens = np.array([rollout.completion.num_tokens for rollout in rollouts])
+    tokens = np.array([rollout.num_tokens for rollout in rollouts])
     outcomes = Counter(rollout.reward.outcome for rollout in rollouts)
     components: dict[str, list[float]] = defaultdict(list)
     for rollout in rollouts:
@@ -43,22 +44,23 @@ def group_metrics(
         "rollout/completion_tokens_mean": float(tokens.mean()),
         "rollout/completion_tokens_p95": float(np.percentile(tokens, 95)),
         "rollout/completion_tokens_max": float(tokens.max()),
-        "rollout/truncated_frac": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+        "rollout/truncated_frac": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),
         "rollout/staleness_mean": float(np.mean([policy_version - group.policy_version for group in groups])),
         "rollout/staleness_max": float(max(policy_version - group.policy_version for group in groups)),
         "rollout/dropped_frac": len(dropped) / num_made,
         **{f"rollout/dropped_{reason}": float(reasons[reason]) for reason in DROP_REASONS},
-        **{f"rollout/{name}": value for name, value in rollout_lengths(rollouts).items()},
+        **{f"rollout/{name}": value for name, value in rollout_lengths([*groups, *dropped]).items()},
         **source_metrics(groups, dropped),
     }
 
 
-def rollout_lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """`length_metrics` of rollouts."""
+def rollout_lengths(groups: Sequence[RolloutGroup | DroppedGroup]) -> dict[str, float]:
+    """`length_metrics` of their rollouts."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     return length_metrics(
-        [rollout.completion.num_tokens for rollout in rollouts],
+        [rollout.num_tokens for rollout in rollouts],
         [rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts],
-        [rollout.prompt.budget_tokens for rollout in rollouts],
+        [group.prompt.budget_tokens for group in groups for _ in group.rollouts],
     )
 
 
@@ -78,11 +80,11 @@ def source_metrics(groups: Sequence[RolloutGroup], dropped: Sequence[DroppedGrou
         numbers = {
             "accuracy": float(np.mean([rollout.reward.outcome == Outcome.CORRECT for rollout in rollouts])),
             "reward": float(np.mean([rollout.reward.value for rollout in rollouts])),
-            "tokens_mean": float(np.mean([rollout.completion.num_tokens for rollout in rollouts])),
-            "truncated_frac": sum(r.completion.finish_reason == "length" for r in rollouts) / len(rollouts),
+            "tokens_mean": float(np.mean([rollout.num_tokens for rollout in rollouts])),
+            "truncated_frac": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),
             "dropped_frac": sum(isinstance(group, DroppedGroup) for group in found) / len(found),
             "num_groups": float(len(found)),
-            **rollout_lengths(rollouts),
+            **rollout_lengths(found),
         }
         metrics |= {f"source/{source}/{name}": value for name, value in numbers.items()}
     return metrics

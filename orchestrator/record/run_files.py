@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from actors import files
-from actors.types import EvaluationRecord, Prompt, RolloutGroup, Sample
+from actors.types import Completion, Prompt, Rollout, RolloutGroup
 from configs.errors import UserError
+from orchestrator.record.evaluations import EvaluationRecord
 
 METRICS_FILE = "metrics.jsonl"
 LEDGER_FILE = "ledger.jsonl"
@@ -42,6 +43,10 @@ SWEEP_LOCK_FILE = ".sweep.lock"
 
 PromptText = Callable[[Prompt], str]
 """How a prompt reads: its tokens, decoded."""
+Fetch = Callable[[Sequence[Any]], Sequence[Sequence[Completion] | None]]
+"""Completions of references; None in place of those that are lost."""
+FETCHED_AT_ONCE = 64
+"""Groups whose tokens the driver holds at a time."""
 
 
 def append_metrics(run_dir: Path, stage: str, step: int, metrics: dict[str, float]) -> None:
@@ -69,11 +74,17 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def write_samples(
-    run_dir: Path, step: int, groups: Sequence[RolloutGroup], prompt_text: PromptText
+    run_dir: Path, step: int, groups: Sequence[RolloutGroup], fetch: Fetch, prompt_text: PromptText
 ) -> list[dict[str, Any]]:
-    """The rollouts of one RL step; returns what was written."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rows = [{"step": step, **sample_row(one.prompt, one.sample, prompt_text)} for one in rollouts]
+    """The rollouts of one RL step, but for those whose text is lost; returns what was written."""
+    rows = []
+    for at in range(0, len(groups), FETCHED_AT_ONCE):
+        part = groups[at : at + FETCHED_AT_ONCE]
+        for group, completions in zip(part, fetch([group.completions for group in part]), strict=True):
+            rows += [
+                {"step": step, **sample_row(group.prompt, rollout, completion.text, prompt_text)}
+                for rollout, completion in zip(group.rollouts, completions or (), strict=completions is not None)
+            ]
     _write_lines(run_dir / "samples" / f"step_{step:06d}.jsonl", rows)
     return rows
 
@@ -160,21 +171,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: expected JSON, found something else: {error}") from error
 
 
-def sample_row(prompt: Prompt, sample: Sample, prompt_text: PromptText) -> dict[str, Any]:
+def sample_row(prompt: Prompt, rollout: Rollout, text: str, prompt_text: PromptText) -> dict[str, Any]:
     """A completion for people to read."""
     return {
         "task_id": prompt.task_id,
         "prompt": prompt_text(prompt),
-        "completion": sample.text,
-        "num_tokens": sample.num_tokens,
+        "completion": text,
+        "num_tokens": rollout.num_tokens,
         "budget_tokens": prompt.budget_tokens,
-        "finish_reason": sample.finish_reason,
-        "answer": sample.reward.answer,
-        "outcome": str(sample.reward.outcome),
-        "reward": sample.reward.value,
-        "breakdown": sample.reward.breakdown,
-        "policy_version": sample.policy_version,
-        "adapter_sha256": sample.adapter_sha256,
+        "finish_reason": rollout.finish_reason,
+        "answer": rollout.reward.answer,
+        "outcome": str(rollout.reward.outcome),
+        "reward": rollout.reward.value,
+        "breakdown": rollout.reward.breakdown,
+        "policy_version": rollout.policy_version,
+        "adapter_sha256": rollout.adapter_sha256,
     }
 
 

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from actors.types import EvaluationRecord
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.lengths import budget_bins
 
 COLOURS = {"base": "#7a869a", "sft": "#d9822b", "rl": "#2166ac"}

@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from actors.types import EvaluationRecord
 from configs.errors import UserError
 from orchestrator.record import events, run_files
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.metrics import (
     Summary,
     by_budget,

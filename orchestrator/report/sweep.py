@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from actors.types import EvaluationRecord
 from configs.errors import UserError
 from configs.load import load_config
 from orchestrator.record import run_files
 from orchestrator.record.best import is_pruned
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.metrics import Summary, length_reduction, start_policy, summarise
 from orchestrator.report import sweep_figures
 from orchestrator.report.run import render

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.types import EvaluationRecord
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.report.figures import COLOURS, save_figure
 
 PALETTE = ("#2166ac", "#d9822b", "#4d9221", "#9970ab", "#c0392b", "#0e8a8a", "#b8860b", "#e377c2", "#5b6675", "#17becf")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.types import EvaluationRecord
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.metrics import by_difficulty, start_policy
 
 POLICIES = {"base": "base", "sft": "after SFT", "rl": "after RL"}

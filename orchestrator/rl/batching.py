@@ -1,22 +1,50 @@
 """Groups → one optimiser step's batch. Pure functions."""
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from actors.kl import sequence_kl
-from actors.shared_prompts import by_prompt, computed_tokens, own_tokens
-from actors.types import Rollout, RolloutGroup, TrainBatch, TrainRow
+from actors.shared_prompts import Row, by_prompt, computed_tokens, own_tokens
+from actors.types import GroupRows, RolloutGroup, TrainBatch, TrainRow
 from orchestrator.rl.advantage import estimate
 
 BALANCE = 1.05
 """Tokens of the fullest rank over the mean: those are the ones that the others wait for."""
 
-Shard = dict[int, list[TrainRow]]
-"""Number of a prompt → a rank's rows of it."""
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRow:
+    """Stands for a row that the rank will make of a rollout's tokens."""
+
+    group: RolloutGroup
+    place: int
+    """Among the group's completions"""
+    advantage: float
+    is_left_out: bool
+    """Nothing of it is trained on"""
+
+    @property
+    def start(self) -> int:
+        return self.group.prompt.start
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.group.prompt.token_ids) + self.group.rollouts[self.place].num_tokens
+
+    @property
+    def num_loss_tokens(self) -> int:
+        rollout = self.group.rollouts[self.place]
+        return 0 if self.is_left_out else rollout.num_tokens - rollout.num_forced_tokens
+
+    @property
+    def shared(self) -> np.ndarray:
+        return self.group.prompt.token_ids[: self.start]
 
 
 def build_batch(
@@ -47,37 +75,72 @@ def build_batch(
     if kl_of_rollouts is not None:
         rewards = [r - kl_beta * np.asarray(kl) for r, kl in zip(rewards, kl_of_rollouts, strict=True)]
         reward_kl = float(np.mean([kl for kls in kl_of_rollouts for kl in kls]))
-    rows = [
-        make_row(rollout, float(value), overlong_filtering)
-        for group, values in zip(
-            groups, estimate(advantage, advantage_args or {}, [list(r) for r in rewards]), strict=True
-        )
-        for rollout, value in zip(group.rollouts, values, strict=True)
-    ]
-    if not any(row.loss_mask.any() for row in rows):
+    advantages = estimate(advantage, advantage_args or {}, [list(r) for r in rewards])
+    batch = by_reference(deal(rollout_rows(groups, advantages, overlong_filtering), num_ranks))
+    if not batch.num_loss_tokens:
         raise RuntimeError("no token to train on: rl.overlong_filtering left out every completion of the step")
-    batch = shard_rows(rows, num_ranks)
     return replace(batch, kl_beta=kl_beta if kl_of_rollouts is None else 0.0, reward_kl=reward_kl)
 
 
 def sequence_kls(
-    groups: Sequence[RolloutGroup],
-    reference_logprobs: Callable[[TrainBatch], list[list[np.ndarray]]],
-    num_ranks: int,
-    estimator: str,
+    groups: Sequence[RolloutGroup], kls_of: Callable[[TrainBatch], list[list[float]]], num_ranks: int
 ) -> list[list[float]]:
-    """Estimated KL of each rollout from the reference, in nats over the whole completion, per group `[G]`.
+    """KL of each rollout from the reference, in nats over the whole completion, per group `[G]`.
 
-    `reference_logprobs` gives those of a batch's trained tokens, per rank and row.
+    `kls_of` gives those of a batch, per rank and row.
     """
-    rows = [[make_row(rollout, 0.0) for rollout in group.rollouts] for group in groups]
-    batch = shard_rows([row for group_rows in rows for row in group_rows], num_ranks)
-    kl_of = {
-        id(row): sequence_kl(row.behaviour_logprobs[row.loss_mask], logprobs, estimator)
-        for rank_rows, rank_logprobs in zip(batch.rows_per_rank, reference_logprobs(batch), strict=True)
-        for row, logprobs in zip(rank_rows, rank_logprobs, strict=True)
+    dealt = deal(rollout_rows(groups), num_ranks)
+    found = {
+        (row.group.group_id, row.place): kl
+        for rows, kls in zip(dealt, kls_of(by_reference(dealt)), strict=True)
+        for row, kl in zip(rows, kls, strict=True)
     }
-    return [[kl_of[id(row)] for row in group_rows] for group_rows in rows]
+    return [[found[group.group_id, place] for place in range(len(group.rollouts))] for group in groups]
+
+
+def groups_of_ranks(groups: Sequence[RolloutGroup], num_ranks: int) -> list[list[RolloutGroup]]:
+    """Groups of which each rank will have rows, which depends on lengths alone."""
+    dealt = deal(rollout_rows(groups), num_ranks)
+    return [list({row.group.group_id: row.group for row in rows}.values()) for rows in dealt]
+
+
+def rollout_rows(
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[Iterable[float]] | None = None,
+    overlong_filtering: bool = False,
+) -> list[RolloutRow]:
+    """Rows of all rollouts, group by group; `advantages` `[G]` per group, else 0."""
+    values = advantages or [[0.0] * len(group.rollouts) for group in groups]
+    return [
+        RolloutRow(
+            group=group,
+            place=place,
+            advantage=float(value),
+            is_left_out=overlong_filtering and rollout.finish_reason == "length",
+        )
+        for group, of_group in zip(groups, values, strict=True)
+        for place, (rollout, value) in enumerate(zip(group.rollouts, of_group, strict=True))
+    ]
+
+
+def by_reference(dealt: Sequence[Sequence[RolloutRow]]) -> TrainBatch:
+    """Rows of each rank as the rank is told of them, in their order."""
+    shards = []
+    for rows in dealt:
+        parts = [list(part) for _, part in itertools.groupby(rows, key=lambda row: row.group.group_id)]
+        shards.append(
+            tuple(
+                GroupRows(
+                    group_id=part[0].group.group_id,
+                    places=tuple(row.place for row in part),
+                    advantages=tuple(row.advantage for row in part),
+                    are_left_out=tuple(row.is_left_out for row in part),
+                )
+                for part in parts
+            )
+        )
+    num_loss_tokens = sum(row.num_loss_tokens for rows in dealt for row in rows)
+    return TrainBatch(rows_per_rank=tuple(shards), num_loss_tokens=num_loss_tokens)
 
 
 def check_trainable(group: RolloutGroup, policy_version: int, max_staleness: int) -> None:
@@ -91,27 +154,16 @@ def check_trainable(group: RolloutGroup, policy_version: int, max_staleness: int
         raise RuntimeError(f"group {group.group_id}: expected rewards that differ, got {group.rewards[0]} throughout")
 
 
-def make_row(rollout: Rollout, advantage: float, overlong_filtering: bool = False) -> TrainRow:
-    """Prompt and completion as one sequence; forced tokens are seen but never trained on.
-
-    Example: prompt `[5, 6]`, completion `[7, 8, 9]`, forced `[0, 0, 1]` → loss_mask `[0, 0, 1, 1, 0]`.
-    """
-    prompt, completion = rollout.prompt, rollout.completion
-    num_prompt = len(prompt.token_ids)
-    is_left_out = overlong_filtering and completion.finish_reason == "length"
-    loss_mask = np.concatenate([np.zeros(num_prompt, dtype=bool), ~completion.forced & (not is_left_out)])
-    logprobs = np.concatenate([np.zeros(num_prompt, dtype=np.float32), completion.behaviour_logprobs])
-    return TrainRow(
-        token_ids=np.concatenate([prompt.token_ids, completion.token_ids]).astype(np.int32),
-        start=prompt.start,
-        loss_mask=loss_mask,
-        behaviour_logprobs=np.where(loss_mask, logprobs, 0.0).astype(np.float32),
-        advantage=advantage,
+def shard_rows(rows: Sequence[TrainRow], num_ranks: int) -> TrainBatch:
+    """Rows as they are, dealt to ranks."""
+    return TrainBatch(
+        rows_per_rank=tuple(map(tuple, deal(rows, num_ranks))),
+        num_loss_tokens=sum(row.num_loss_tokens for row in rows),
     )
 
 
-def shard_rows(rows: Sequence[TrainRow], num_ranks: int) -> TrainBatch:
-    """Deal rows to ranks, about equally many tokens to each.
+def deal(rows: Sequence[AnyRow], num_ranks: int) -> list[list[AnyRow]]:
+    """Rows of each rank, about equally many tokens to each.
 
     Rows that share a prompt go to one rank, which computes it once; single ones are moved while a rank has more than `BALANCE`
     times the mean. Rows of 9, 7, 4 and 2 tokens on two ranks → `[9, 2]` and `[7, 4]`.
@@ -121,21 +173,18 @@ def shard_rows(rows: Sequence[TrainRow], num_ranks: int) -> TrainBatch:
     groups = sorted(
         ([rows[i] for i in indices] for indices in by_prompt(rows)), key=lambda group: -computed_tokens(group)
     )
-    ranks: list[Shard] = [{} for _ in range(num_ranks)]
+    ranks: list[dict[int, list[AnyRow]]] = [{} for _ in range(num_ranks)]
     loads = [(0, rank) for rank in range(num_ranks)]
     for number, group in enumerate(groups):
         load, rank = heapq.heappop(loads)
         ranks[rank][number] = group
         heapq.heappush(loads, (load + computed_tokens(group), rank))
     _balance(ranks)
-    return TrainBatch(
-        rows_per_rank=tuple(tuple(row for group in held.values() for row in group) for held in ranks),
-        num_loss_tokens=int(sum(row.loss_mask.sum() for row in rows)),
-    )
+    return [[row for group in held.values() for row in group] for held in ranks]
 
 
-def _balance(ranks: list[Shard]) -> None:
-    """Move single rows from the fullest rank to the emptiest while that helps, and is needed."""
+def _balance(ranks: list[dict[int, list[AnyRow]]]) -> None:
+    """`ranks`: number of a prompt → a rank's rows of it. Move single rows from the fullest rank to the emptiest while that helps, and is needed."""
     loads = [sum(map(computed_tokens, held.values())) for held in ranks]
     for _ in range(sum(len(group) for held in ranks for group in held.values())):
         most, least = int(np.argmax(loads)), int(np.argmin(loads))

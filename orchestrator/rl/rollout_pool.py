@@ -7,7 +7,7 @@ groups exist at once, and `take` leaves groups behind only if later steps can st
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +110,14 @@ class RolloutPool:
         self._ready_versions.subtract(group.policy_version for group in order[:num_groups])
         return order[:num_groups]
 
+    def make_again(self, taken: Sequence[RolloutGroup], lost: Container[int]) -> None:
+        """Take groups back: those with ids in `lost`, whose completions are gone, are made again, the others are ready."""
+        for group in taken:
+            if group.group_id in lost:
+                self._submit(group.group_id)
+            else:
+                self._keep(group)
+
     def queue_depths(self) -> dict[str, float]:
         """How many groups are where, of how many slots."""
         return {
@@ -133,8 +141,9 @@ class RolloutPool:
         request = finished.request
         group = RolloutGroup(
             group_id=request.request_id,
-            task_id=request.task.task_id,
+            prompt=request.prompt,
             rollouts=finished.rollouts,
+            completions=finished.completions,
             source=request.task.source,
         )
         del self._pending[request.request_id]
@@ -142,12 +151,16 @@ class RolloutPool:
         check_stamps(group, self._published[request.version])
         if not group.is_constant:
             self._num_consecutive_drops = 0
-            # In the order of the stream, not of finishing: what is trained on together adds up to the same bits.
-            bisect.insort(self._ready, group, key=lambda ready: ready.group_id)
-            self._ready_versions[group.policy_version] += 1
+            self._keep(group)
             return
         self._dropped.append(
-            DroppedGroup(group_id=group.group_id, reason="constant", rollouts=group.rollouts, source=group.source)
+            DroppedGroup(
+                group_id=group.group_id,
+                reason="constant",
+                prompt=group.prompt,
+                rollouts=group.rollouts,
+                source=group.source,
+            )
         )
         self._num_consecutive_drops += 1
         if self._num_consecutive_drops >= self._config.max_consecutive_drops:
@@ -159,25 +172,33 @@ class RolloutPool:
             )
         self._fill_slots()
 
+    def _keep(self, group: RolloutGroup) -> None:
+        # In the order of the stream, not of finishing: what is trained on together adds up to the same bits.
+        bisect.insort(self._ready, group, key=lambda ready: ready.group_id)
+        self._ready_versions[group.policy_version] += 1
+
     def _fill_slots(self) -> None:
-        version = self._require_current().version
         while len(self._pending) + len(self._ready) < self._num_slots:
-            index = self._next_prompt_index()
-            task, prompt = self._prompt_at(index)
-            request = Request(
-                request_id=index,
-                task=task,
-                prompt=prompt,
-                n=self._config.group_size,
-                sampling=self._sampling_of(index, version),
-                version=version,
-                cap=self._cap,
-                step=version,
-                length_state=self._length_state.for_task(task.task_id),
-            )
-            self._pending[index] = request
-            self._pending_versions[version] += 1
-            self._dispatcher.submit(request)
+            self._submit(self._next_prompt_index())
+
+    def _submit(self, index: int) -> None:
+        """Have the group of this prompt made by the current adapter."""
+        version = self._require_current().version
+        task, prompt = self._prompt_at(index)
+        request = Request(
+            request_id=index,
+            task=task,
+            prompt=prompt,
+            n=self._config.group_size,
+            sampling=self._sampling_of(index, version),
+            version=version,
+            cap=self._cap,
+            step=version,
+            length_state=self._length_state.for_task(task.task_id),
+        )
+        self._pending[index] = request
+        self._pending_versions[version] += 1
+        self._dispatcher.submit(request)
 
     def _sampling_of(self, index: int, version: int) -> Sampling:
         return self._sampling if self._seed_of is None else replace(self._sampling, seed=self._seed_of(index, version))
@@ -197,7 +218,7 @@ class RolloutPool:
 def check_stamps(group: RolloutGroup, expected: AdapterRef) -> None:
     """Refuse a group that another adapter than the one asked for has sampled."""
     for rollout in group.rollouts:
-        got = (rollout.completion.policy_version, rollout.completion.adapter_sha256)
+        got = (rollout.policy_version, rollout.adapter_sha256)
         if got != (expected.version, expected.sha256):
             raise RuntimeError(
                 f"group {group.group_id}: expected completions by adapter version {expected.version} "

@@ -21,17 +21,19 @@ from actors.types import (
     UpdateResult,
 )
 from configs.schema.run import RunConfig
+from orchestrator.cluster.dispatcher import MAX_ATTEMPTS
 from orchestrator.data.prompts import Prompter, make_cap
 from orchestrator.data.tasks import seeded_rng
 from orchestrator.evaluation.held_out import HeldOut
 from orchestrator.record import checkpoint, ledger
 from orchestrator.record.checkpoint import StageState
+from orchestrator.record.events import Event
 from orchestrator.record.interrupt import stop_between_steps
 from orchestrator.record.metrics import group_metrics
 from orchestrator.record.progress import Progress
 from orchestrator.record.run_files import write_samples
 from orchestrator.record.watchdog import Watchdog
-from orchestrator.rl.batching import build_batch, sequence_kls
+from orchestrator.rl.batching import build_batch, groups_of_ranks, sequence_kls
 from orchestrator.rl.probe import prove_adapters_reach, prove_cap_holds
 from orchestrator.rl.rollout_pool import RolloutPool
 from orchestrator.stage import Stage
@@ -58,7 +60,7 @@ def train(stage: Stage, start_adapter: bytes | None) -> None:
             held_out.begin(*published)  # what later ones are compared with
         while state.step < config.rl.num_steps:
             clock = StepClock(watchdog.begin)
-            groups = pool.take(config.rl.groups_per_step)
+            groups = take_held(stage, pool)
             clock.mark("rollout")
             with stage.cluster.engines_asleep():
                 batch = make_batch(groups, config, state, learner)
@@ -84,7 +86,7 @@ def train(stage: Stage, start_adapter: bytes | None) -> None:
             if is_due(state.step, config.rl.evaluate_every_steps):
                 held_out.begin(*published)
             if stop.is_set or state.step == config.rl.num_steps or is_due(state.step, config.rl.checkpoint_every_steps):
-                samples = write_samples(config.run_dir, state.step, groups, stage.prompt_text)
+                samples = write_samples(config.run_dir, state.step, groups, stage.cluster.fetch_each, stage.prompt_text)
                 stage.tracker.log_table(samples, f"samples/step_{state.step:06d}")
                 save(stage, state, published)
             stop.raise_if_set()
@@ -147,16 +149,36 @@ def rollout_seed(seed: int, index: int, version: int) -> int:
     return seeded_rng(seed, "rollout", f"{index}/{version}").getrandbits(48)
 
 
+def take_held(stage: Stage, pool: RolloutPool) -> list[RolloutGroup]:
+    """The next step's groups, with the ranks holding their completions. Those whose completions went with a node are made again.
+
+    Raises RuntimeError when they go again and again.
+    """
+    config, learner = stage.config, stage.cluster.learner
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        groups = pool.take(config.rl.groups_per_step)
+        lost = learner.hold(groups_of_ranks(groups, config.learner.num_ranks))
+        if not lost:
+            return groups
+        for group_id in sorted(lost):
+            stage.event(
+                Event.REDISPATCHED, group_id=group_id, call="generate", attempt=attempt + 1, cause="completions lost"
+            )
+        pool.make_again(groups, lost)
+    raise RuntimeError(f"completions of groups {sorted(lost)} were lost, and of others {MAX_ATTEMPTS - 1} times before")
+
+
 def make_batch(
     groups: Sequence[RolloutGroup], config: RunConfig, state: StageState, learner: LearnerGroup
 ) -> TrainBatch:
-    """One step's rows. With KL in the reward, the learner first says how likely the reference finds them."""
+    """One step's rows. With KL in the reward, the learner, which holds the completions, first says how far they are from the
+    reference."""
     rl, num_ranks = config.rl, config.learner.num_ranks
     kl_of_rollouts = None
     if rl.kl_in == "reward" and state.kl_beta > 0:
         adapter = "reference" if rl.kl_reference == "start" else "base"
         kl_of_rollouts = sequence_kls(
-            groups, lambda b: learner.sequence_logprobs(b, adapter), num_ranks, rl.kl_estimator
+            groups, lambda batch: learner.sequence_kls(batch, adapter, rl.kl_estimator), num_ranks
         )
     return build_batch(
         groups,
@@ -185,7 +207,7 @@ def next_state(
         measured = batch.reward_kl if rl.kl_in == "reward" else update.kl
         kl_beta = next_kl_beta(kl_beta, measured, rl.kl_target, rl.kl_gain)
     scored = [
-        inputs_of_rollouts(group.rollouts, config.reward.span, update.policy_version)
+        inputs_of_rollouts(group.prompt, group.rollouts, config.reward.span, update.policy_version)
         for group in finished
         if group.rollouts
     ]

@@ -10,8 +10,9 @@ import ray
 import torch
 
 from actors import adapters
-from actors.learner import LearnerRank
+from actors.kl import sequence_kl
 from actors.learner_group import LearnerGroup, check_agreement
+from actors.rollout_rank import RolloutRank
 from actors.types import StageSpec, TrainBatch, UpdateResult
 from tests.actors.learner_setup import make_rows, num_trained, settings_of, trained_adapter
 
@@ -65,7 +66,7 @@ def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_mo
     expected = [alone.update(rows, num_trained(rows)) for _ in range(2)]
 
     settings = settings_of(random_model_dir, zero_stage=zero_stage)
-    actor = ray.remote(LearnerRank).options(num_cpus=1)
+    actor = ray.remote(RolloutRank).options(num_cpus=1)
     handles = [actor.remote(rank=i, num_ranks=2, **settings) for i in range(2)]
     group = LearnerGroup(handles, start_timeout_s=120, call_timeout_s=60)
     try:
@@ -79,10 +80,12 @@ def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_mo
                 if not name.startswith(("time/", "train/shared")):
                     assert two.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
         # Rank 1 has more micro-batches: with ZeRO stage 3 rank 0 must join in.
-        expected_logprobs = alone.sequence_logprobs(rows, "policy")
-        found = [logprobs for rank in group.sequence_logprobs(batch, "policy") for logprobs in rank]
-        for wanted, logprobs in zip(expected_logprobs, found, strict=True):
-            np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
+        expected_kls = [
+            sequence_kl(row.behaviour_logprobs[row.loss_mask], logprobs, "k1")
+            for row, logprobs in zip(rows, alone.sequence_logprobs(rows, "policy"), strict=True)
+        ]
+        found = [kl for rank in group.sequence_kls(batch, "policy", "k1") for kl in rank]
+        np.testing.assert_allclose(found, expected_kls, atol=1e-3)
         one, two = adapters.load_safetensors(alone.save_state()), adapters.load_safetensors(group.save_state())
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5)

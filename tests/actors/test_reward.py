@@ -80,8 +80,11 @@ def test_a_group_is_scored_in_its_order_with_its_components(actor):
     ]
     completions = [make_completion(text, length) for text, length in texts_and_lengths]
     rollouts = actor.score_group(REQUEST, completions)
-    assert [rollout.completion for rollout in rollouts] == completions
-    assert [rollout.prompt for rollout in rollouts] == [PROMPT] * 5
+    assert [rollout.num_tokens for rollout in rollouts] == [length for _, length in texts_and_lengths]
+    assert not any(hasattr(rollout, "text") or hasattr(rollout, "token_ids") for rollout in rollouts)
+    samples = actor.score_group(replace(REQUEST, returns="samples"), completions)
+    assert [sample.text for sample in samples] == [text for text, _ in texts_and_lengths]
+    assert [sample.reward for sample in samples] == [rollout.reward for rollout in rollouts]
     rewards = [rollout.reward for rollout in rollouts]
     assert [reward.outcome.value for reward in rewards] == ["correct", "wrong", "unparsable", "correct", "correct"]
     assert [reward.value for reward in rewards] == pytest.approx([0.7, 0, 0, 0, 1])

@@ -49,7 +49,7 @@ ACTORS = {
     "engine worker": "VLLM::Worker",
     "reward": "ray::RewardActor",
     "scoring process": "actors.scoring_process",
-    "learner": "ray::LearnerRank",
+    "learner": "ray::RolloutRank",
     "agent": "Agent",
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 import ray
 
 from actors.engine import EngineLost
+from actors.reward import summarise
 from actors.scaling import group_answers
-from actors.types import Rollout
 from orchestrator.cluster.actor_pool import ActorPool
 from orchestrator.cluster.engines import EnginePool
 from rewards.base import Outcome, RewardResult
@@ -114,8 +114,7 @@ class Scorer:
             raise ray.exceptions.ObjectLostError("00" * 28, None, "")
         self.scored.append(request.task.task_id)
         reward = RewardResult(value=1.0, outcome=Outcome.CORRECT, answer="2")
-        rollouts = tuple(Rollout(prompt=request.prompt, completion=one, reward=reward) for one in completions)
-        return rollouts if request.returns == "rollouts" else tuple(rollout.sample for rollout in rollouts)
+        return summarise(completions, [reward] * len(completions), request.returns)
 
     def group_answers(self, answers):
         return [group_answers(one, lambda texts, other: [text == other for text in texts]) for one in answers]

@@ -33,7 +33,7 @@ def finish(dispatcher):
     seen = []
     while dispatcher.num_in_flight:
         for finished in dispatcher.wait():
-            (version,) = {rollout.completion.policy_version for rollout in finished.rollouts}
+            (version,) = {rollout.policy_version for rollout in finished.rollouts}
             seen.append((finished.request.request_id, version, len(finished.rollouts)))
     return sorted(seen)
 

@@ -1,9 +1,11 @@
 """Several nodes: each at an address of its own, each with the model before engines start."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import ray
@@ -19,7 +21,8 @@ from orchestrator.cluster.cluster import Cluster
 from orchestrator.cluster.nodes import fetch_on_nodes
 from orchestrator.stages.base_model import resolve_bases
 from tests.actors.learner_setup import SFT, make_rows, num_trained, settings_of
-from tests.faults.nodes import start_nodes
+from tests.fakes import make_completion, make_group
+from tests.faults.nodes import kill_node, start_nodes
 from tests.integration.test_job_submit import free_port
 
 pytestmark = pytest.mark.integration
@@ -154,6 +157,52 @@ def test_ranks_on_two_nodes_of_a_cluster_meet_at_the_address_of_rank_0s_node(ran
         rows = make_rows()
         update = learner.update(TrainBatch(rows_per_rank=(rows[:5], rows[5:]), num_loss_tokens=num_trained(rows)))
         assert update.policy_version == 1
+        ray.shutdown()
+
+
+class Generating:
+    def infer(self, num_tokens):
+        return tuple(make_completion(num_tokens=num_tokens) for _ in range(2))
+
+
+class Holding:
+    def __init__(self):
+        self.held = {}
+
+    def hold(self, groups, *completions):
+        self.held |= {group_id: len(own) for (group_id, _), own in zip(groups, completions, strict=True)}
+
+    def list_held(self):
+        return self.held
+
+
+def test_completions_that_went_with_their_node_are_named_and_the_others_held(fresh_ray):
+    """Those of few tokens came to the driver with the answer, as Ray has it."""
+    with start_nodes(num_cpus=2) as nodes:
+        raylet = nodes.add(num_cpus=1)
+        ray.init(nodes.address, log_to_driver=False)
+        (lost_node,) = [node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.3"]
+        (kept_node,) = [node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.2"]
+        engines = [
+            ray.remote(Generating)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote()
+            for node in (lost_node, kept_node)
+        ]
+        rank = (
+            ray.remote(Holding)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(kept_node, soft=False))
+            .remote()
+        )
+        groups = [
+            replace(make_group([0.0, 1.0], group_id), completions=engine.infer.remote(num_tokens))
+            for group_id, (engine, num_tokens) in enumerate(itertools.product(engines, (40_000, 40, 50_000)))
+        ]
+        ray.wait([group.completions for group in groups], num_returns=6, timeout=60, fetch_local=False)
+        kill_node(raylet)
+        learner = LearnerGroup([rank], start_timeout_s=60, call_timeout_s=120)
+        assert learner.hold([groups]) == {0, 2}
+        assert ray.get(rank.list_held.remote()) == {1: 2, 3: 2, 4: 2, 5: 2}
         ray.shutdown()
 
 

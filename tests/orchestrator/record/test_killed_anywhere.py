@@ -35,7 +35,9 @@ def drive(run_dir):
             ledger.append(run_dir, step, [make_group([0.0, 1.0], step)], [], TaskCursor(next_index=step + 1))
             run_files.append_metrics(run_dir, "rl", step, {"reward/mean": step / 7})
             if step % CHECKPOINT_EVERY == 0 or step == NUM_STEPS:
-                run_files.write_samples(run_dir, step, [make_group([0.0, step / 7])], lambda prompt: "1+1=?")
+                run_files.write_samples(
+                    run_dir, step, [make_group([0.0, step / 7])], lambda found: found, lambda prompt: "1+1=?"
+                )
                 checkpoint.save(run_dir / "rl", make_checkpoint(step), KeepRule())
         records = [make_record("a", [3, 4], [True, False])]
         if run_files.read_records(run_dir, "rl") != records:

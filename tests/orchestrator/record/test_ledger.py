@@ -1,7 +1,7 @@
 from actors.types import DroppedGroup
 from orchestrator.record import ledger, run_files
 from orchestrator.record.checkpoint import TaskCursor
-from tests.fakes import make_group
+from tests.fakes import make_group, make_prompt
 
 GOOD = [
     {"step": 1, "trained": [0, 2], "dropped": [1], "unfinished": [3], "next_index": 4},
@@ -38,7 +38,7 @@ def test_what_is_written_is_read_and_steps_that_are_taken_again_are_forgotten(tm
             tmp_path,
             step,
             [make_group([0.0, 1.0], group_id=step * 2)],
-            [DroppedGroup(group_id=step * 2 - 1, reason="constant", rollouts=())],
+            [DroppedGroup(group_id=step * 2 - 1, reason="constant", prompt=make_prompt(), rollouts=())],
             TaskCursor(next_index=step * 2 + 1, unfinished=(0,)),
         )
     run_files.forget_steps_after(tmp_path, "rl", 1)

@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.types import DroppedGroup, EvaluationRecord
+from actors.types import DroppedGroup
+from orchestrator.record.evaluations import EvaluationRecord
 from orchestrator.record.metrics import (
     accuracy_interval,
     as_metrics,
@@ -18,7 +19,7 @@ from orchestrator.record.metrics import (
     wilson_interval,
 )
 from rewards.base import Outcome
-from tests.fakes import make_group
+from tests.fakes import make_group, make_prompt
 
 
 def make_record(task_id, tokens, correct, difficulty=1, cap=0):
@@ -110,7 +111,9 @@ def test_length_reduction_needs_tasks_in_common():
 
 def test_group_metrics_count_rollouts_drops_and_staleness():
     groups = [make_group([0.0, 0.5], version=4, num_tokens=6), make_group([1.0, 0.0], version=3, num_tokens=2)]
-    metrics = group_metrics(groups, [DroppedGroup(group_id=9, reason="constant", rollouts=())], policy_version=4)
+    metrics = group_metrics(
+        groups, [DroppedGroup(group_id=9, reason="constant", prompt=make_prompt(), rollouts=())], policy_version=4
+    )
     assert metrics["reward/mean"] == pytest.approx(0.375)
     assert metrics["reward/accuracy"] == pytest.approx(0.5)
     assert metrics["reward/length"] == pytest.approx(0.375)
@@ -120,14 +123,20 @@ def test_group_metrics_count_rollouts_drops_and_staleness():
     assert metrics["rollout/staleness_mean"] == 0.5
     assert metrics["rollout/staleness_max"] == 1
     assert metrics["rollout/dropped_frac"] == pytest.approx(1 / 3)
-    always_right = DroppedGroup(group_id=9, reason="constant", rollouts=make_group([1.0, 1.0]).rollouts)
+    always_right = DroppedGroup(
+        group_id=9, reason="constant", prompt=make_prompt(), rollouts=make_group([1.0, 1.0]).rollouts
+    )
     assert group_metrics(groups, [always_right], policy_version=4)["reward/accuracy"] == pytest.approx(4 / 6)
     assert metrics["rollout/dropped_constant"] == 1
 
 
 def test_sources_are_told_apart_where_there_are_several():
     groups = [replace(make_group([1.0, 0.0], group_id=i), source="ab"[i % 2]) for i in range(4)]
-    dropped = [DroppedGroup(group_id=9, reason="constant", rollouts=make_group([1.0, 1.0]).rollouts, source="a")]
+    dropped = [
+        DroppedGroup(
+            group_id=9, reason="constant", prompt=make_prompt(), rollouts=make_group([1.0, 1.0]).rollouts, source="a"
+        )
+    ]
     metrics = group_metrics(groups, dropped, policy_version=4)
     assert metrics["source/a/dropped_frac"] == pytest.approx(1 / 3)
     assert metrics["source/b/dropped_frac"] == 0

@@ -62,8 +62,7 @@ class FakeActor:
         self.score_group = types.SimpleNamespace(remote=self.score)
 
     def score(self, request, completions):
-        request = pickle.loads(pickle.dumps(request))
-        return self.ray.put(make_group([0, 1], version=request.version).rollouts)
+        return self.ray.put(make_group([0, 1], version=pickle.loads(pickle.dumps(request)).version).rollouts)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import signal
 import zlib
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -28,8 +29,9 @@ START = adapters.pack({"a.lora_A.weight": torch.zeros(2, 2)}, {"r": 2}).tobytes(
 class FakeLearner:
     """Its adapter is its version in numbers, its state the version in bytes."""
 
-    def __init__(self, before_update=lambda version: None):
+    def __init__(self, before_update=lambda version: None, lost=()):
         self.version, self.batches, self.before_update = 0, [], before_update
+        self.held, self.lost = [], set(lost)
 
     def begin_stage(self, spec):
         self.version, self.spec = spec.policy_version, spec
@@ -39,6 +41,13 @@ class FakeLearner:
 
     def save_state(self):
         return str(self.version).encode()
+
+    def hold(self, groups_per_rank):
+        """Those whose completions are gone; each is lost once."""
+        self.held += [[group.group_id for group in groups] for groups in groups_per_rank]
+        lost = {group.group_id for groups in groups_per_rank for group in groups} & self.lost
+        self.lost -= lost
+        return lost
 
     def update(self, batch):
         self.before_update(self.version)
@@ -85,6 +94,9 @@ class FakeCluster:
 
     def fetch(self, reference):
         return reference
+
+    def fetch_each(self, references):
+        return references
 
     def load_adapter(self, ref, packed):
         self.engines.load_adapter(ref, packed)
@@ -159,7 +171,8 @@ def test_each_step_trains_the_next_groups_by_the_adapter_before_and_publishes_it
     train(stage, START)
     assert trained(stage) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     learner, engines = stage.cluster.learner, stage.cluster.engines
-    assert [len(batch.rows_per_rank[0]) for batch in learner.batches] == [4] * NUM_STEPS
+    assert [sorted(rows.group_id for rows in batch.rows_per_rank[0]) for batch in learner.batches] == trained(stage)
+    assert {rows.places for batch in learner.batches for rows in batch.rows_per_rank[0]} == {(0, 1)}
     assert learner.spec.start_adapter == START
     # The probe and the way back come first; then every version, once.
     assert [ref.version for ref, _ in engines.loaded] == [0, -2, 0, 0, 1, 2, 3, 4]
@@ -205,6 +218,30 @@ def test_groups_that_were_made_again_late_are_trained_on_once(make_stage):
     dispatcher.wait = lambda: [] if next(waits, None) == 0 else at_once()
     train(stage, START)
     assert trained(stage) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_group_whose_completions_went_with_a_node_is_made_again_and_trained_on_once(make_stage, max_staleness):
+    stage = make_stage(FakeLearner(lost=(2, 5)), overrides=[f"rl.max_staleness={max_staleness}"])
+    train(stage, START)
+    rows = ledger.read(stage.config.run_dir)
+    assert ledger.problems(rows) == []
+    assert {2, 5} <= {index for row in rows for index in row["trained"]}
+    assert [len(row["trained"]) for row in rows] == [2] * NUM_STEPS
+    again = [row for row in events.read(stage.config.run_dir) if row["event"] == "redispatched"]
+    assert [(row["group_id"], row["call"], row["cause"]) for row in again] == [
+        (2, "generate", "completions lost"),
+        (5, "generate", "completions lost"),
+    ]
+    submitted = stage.cluster.dispatchers[0].submitted
+    assert Counter(index for index, _ in submitted).most_common(2) == [(2, 2), (5, 2)]
+
+
+def test_completions_that_are_lost_again_and_again_end_the_run(make_stage, monkeypatch):
+    stage = make_stage()
+    monkeypatch.setattr(stage.cluster.learner, "hold", lambda groups_per_rank: {0})
+    with pytest.raises(RuntimeError, match=r"completions of groups \[0\] were lost"):
+        train(stage, START)
 
 
 def test_an_interrupt_ends_the_step_saves_and_the_next_call_goes_on_from_there(make_stage):

@@ -18,7 +18,7 @@ def step(settings, kl=0.02, reward_kl=0.0, state=None):
     config = load_config("quickstart", settings)
     update = UpdateResult(policy_version=1, metrics={}, kl=kl)
     batch = TrainBatch(rows_per_rank=((),), num_loss_tokens=1, reward_kl=reward_kl)
-    dropped = DroppedGroup(group_id=4, reason="constant", rollouts=GROUPS[1].rollouts)
+    dropped = DroppedGroup(group_id=4, reason="constant", prompt=GROUPS[1].prompt, rollouts=GROUPS[1].rollouts)
     state = state or StageState(kl_beta=config.rl.kl_beta)
     return next_state(state, update, batch, [GROUPS[0], dropped], config)
 
