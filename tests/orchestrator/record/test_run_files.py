@@ -72,3 +72,19 @@ def test_a_damaged_file_of_timings_is_named(tmp_path):
     (tmp_path / run_files.TIMINGS_FILE).write_text("{")
     with pytest.raises(ValueError, match=r"timings\.json: expected JSON"):
         run_files.read_timings(tmp_path)
+
+
+def test_samples_of_rl_are_fetched_part_by_part_and_those_that_are_lost_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_files, "FETCHED_AT_ONCE", 2)
+    groups = [make_group([0.0, 1.0], group_id) for group_id in range(5)]
+    asked = []
+
+    def fetch(references):
+        asked.append(len(references))
+        return [None if reference is groups[3].completions else reference for reference in references]
+
+    rows = run_files.write_samples(tmp_path, 7, groups, fetch, lambda prompt: "1+1=?")
+    assert asked == [2, 2, 1]
+    assert [row["task_id"] for row in rows] == [f"fake/{index}" for index in (0, 0, 1, 1, 2, 2, 4, 4)]
+    assert rows == run_files.read_lines(tmp_path / "samples" / "step_000007.jsonl")
+    assert [row["completion"] for row in rows] == ["2"] * 8
