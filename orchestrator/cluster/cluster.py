@@ -35,6 +35,9 @@ from orchestrator.record.events import Event
 
 log = logging.getLogger(__name__)
 
+KEEPS_COMPLETIONS = {"RAY_max_direct_call_object_size": "10000"}
+"""With Ray's own 100 KB, short completions would all lie in the driver's memory, with the answers to its calls."""
+
 OnEvent = Callable[[Event, dict[str, Any]], None]
 """Something that an operator wants to know, with its details."""
 
@@ -206,7 +209,9 @@ class Cluster:
             "num_gpus": gpu_share(self._config, config.num_gpus),
             "max_concurrency": 4096,
         }
-        return self._reservation.actor(InferenceActor, role, index, options, config.num_threads).remote(
+        return self._reservation.actor(
+            InferenceActor, role, index, options, config.num_threads, **KEEPS_COMPLETIONS
+        ).remote(
             model_path=self._model_path,
             model=self._model,
             engine=config,

@@ -82,13 +82,16 @@ class Reservation:
     def node_ids(self) -> list[str]:
         return nodes_of(self._groups.values())
 
-    def actor(self, cls: type, role: str, index: int, options: dict[str, Any], num_threads: int) -> Any:
-        """A Ray actor class whose actor goes into bundle `index` of the role."""
+    def actor(
+        self, cls: type, role: str, index: int, options: dict[str, Any], num_threads: int, **variables: str
+    ) -> Any:
+        """A Ray actor class whose actor goes into bundle `index` of the role, with these environment variables too."""
         group = self._groups[role] if role in self._groups else self._groups[PAIRS]
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         # Ray would set one thread per actor; the arithmetic wants what the config says.
-        variables = {"HF_HUB_DISABLE_TELEMETRY": "1", **self._environment, "OMP_NUM_THREADS": str(num_threads)}
-        return ray.remote(scheduling_strategy=strategy, runtime_env={"env_vars": variables}, **options)(cls)
+        own = {"OMP_NUM_THREADS": str(num_threads)}
+        environment = {"HF_HUB_DISABLE_TELEMETRY": "1", **variables, **self._environment, **own}
+        return ray.remote(scheduling_strategy=strategy, runtime_env={"env_vars": environment}, **options)(cls)
 
     def release(self) -> None:
         for group in self._groups.values():

@@ -26,6 +26,7 @@ from actors.reward import summarise
 from actors.types import Completion, Sampling
 from configs.schema.run import RlSection
 from orchestrator.cluster.actor_pool import ActorPool
+from orchestrator.cluster.cluster import KEEPS_COMPLETIONS
 from orchestrator.cluster.dispatcher import Dispatcher
 from orchestrator.record.checkpoint import TaskCursor
 from orchestrator.rl.rollout_pool import RolloutPool
@@ -119,7 +120,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8, help="completions of a group")
     arguments = parser.parse_args()
     ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
-    actor = ray.remote(Answering).options(num_cpus=0, max_concurrency=20_000)
+    actor = ray.remote(Answering).options(
+        num_cpus=0, max_concurrency=20_000, runtime_env={"env_vars": KEEPS_COMPLETIONS}
+    )
     actors = [actor.remote() for _ in range(NUM_PROCESSES)]
     waiting = Waiting()
     print(
