@@ -34,15 +34,16 @@ from rewards.base import Outcome, RewardResult
 from tests.fakes import make_completion, make_inference, make_prompt, make_ref, make_task
 
 NUM_PROCESSES, COMPLETION_TOKENS = 2, 256
-SPREAD_S = 10.0
-"""Within which a step's groups are generated."""
 
 
 class Answering:
-    """An engine and a reward actor, without their work."""
+    """An engine and a reward actor, without their work; completions come within `spread_s`."""
+
+    def __init__(self, spread_s: float):
+        self.spread_s = spread_s
 
     async def infer(self, request: Any, drafts: Any) -> tuple[list[Completion], Any]:
-        await asyncio.sleep(random.uniform(0.0, SPREAD_S))
+        await asyncio.sleep(random.uniform(0.0, self.spread_s))
         return [make_completion(num_tokens=COMPLETION_TOKENS) for _ in range(request.n)], make_inference()
 
     async def score_group(self, request: Any, completions: list[Completion]) -> tuple[Any, ...]:
@@ -118,12 +119,13 @@ def main() -> None:
     parser.add_argument("--engines", type=int, nargs="+", default=[1000])
     parser.add_argument("--groups", type=int, nargs="+", default=[4096, 1024])
     parser.add_argument("--size", type=int, default=8, help="completions of a group")
+    parser.add_argument("--seconds", type=float, default=10.0, help="within which a step's groups are generated")
     arguments = parser.parse_args()
     ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     actor = ray.remote(Answering).options(
         num_cpus=0, max_concurrency=20_000, runtime_env={"env_vars": KEEPS_COMPLETIONS}
     )
-    actors = [actor.remote() for _ in range(NUM_PROCESSES)]
+    actors = [actor.remote(arguments.seconds) for _ in range(NUM_PROCESSES)]
     waiting = Waiting()
     print(
         "| engines | groups | processor, ms a group | clock, ms a group | KB a group |\n|---|---|---|---|---|",
