@@ -72,4 +72,5 @@ def set_environment(config: EngineSection) -> None:
         # vLLM's own variable takes whole GiB, and would win over the configuration.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-        os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
+        if config.num_threads:
+            os.environ["OMP_NUM_THREADS"] = str(config.num_threads)

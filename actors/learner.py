@@ -83,7 +83,7 @@ class LearnerRank:
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         if on_gpu:
             torch.cuda.set_device(0)
-        else:
+        elif self.learner.num_threads:
             torch.set_num_threads(self.learner.num_threads)
         self._device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
         backend = "nccl" if on_gpu else "gloo"

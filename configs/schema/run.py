@@ -95,8 +95,9 @@ class EngineSection:
     """Per engine (tensor parallel); 0 is a CPU engine."""
     num_cpus: float = 1.0
     """Ray's bookkeeping of cores per engine."""
-    num_threads: int = 2
-    """CPU engines: threads of the arithmetic."""
+    num_threads: int = 0
+    """CPU engines: threads of the arithmetic. 0: the node's cores, shared with what computes there at the same time: the other
+    engines, and with rl.max_staleness above 0 learner ranks too. Whatever the machine, 2 with run.deterministic."""
     max_num_seqs: int = 256
     """Sequences decoded at once."""
     max_batched_tokens: int = 0
@@ -123,8 +124,8 @@ class LearnerSection:
     """0 or 1; 0 trains on the CPU over gloo."""
     num_cpus_per_rank: float = 1.0
     """Ray's bookkeeping of cores per rank."""
-    num_threads: int = 2
-    """CPU ranks: threads of the arithmetic."""
+    num_threads: int = 0
+    """CPU ranks: threads of the arithmetic. 0: as engine.num_threads, with ranks and engines changed round."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload_optimizer: bool = False

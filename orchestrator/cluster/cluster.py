@@ -31,6 +31,7 @@ from orchestrator.cluster.nodes import fetch_on_nodes
 from orchestrator.cluster.passed_environment import split_environment
 from orchestrator.cluster.placement import REWARD_ACTOR_CPUS, Reservation, gpu_share, misfits
 from orchestrator.cluster.ray_address import check_ray_address, prepare_own_cluster
+from orchestrator.cluster.threads import with_threads
 from orchestrator.record.events import Event
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Cluster:
         self._model_path, self._model = model_path, model
         environment, self._secrets = split_environment(os.environ)
         self._reservation = Reservation(config, environment)
+        self._engine_section, self._learner_section = with_threads(config, self._reservation.node_loads())
         fetch_on_nodes(self._reservation.node_ids, model_path, model, environment, self._secrets)
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
         self._rank_actors = self._make_ranks()
@@ -185,7 +187,7 @@ class Cluster:
         )
 
     def _make_ranks(self) -> list[Any]:
-        config = self._config.learner
+        config = self._learner_section
         options = {"num_cpus": config.num_cpus_per_rank, "num_gpus": gpu_share(self._config, config.num_gpus_per_rank)}
         return [
             self._reservation.actor(RolloutRank, "learner", index, options, config.num_threads).remote(
@@ -203,7 +205,7 @@ class Cluster:
         ]
 
     def _make_engine(self, role: str, index: int, seed: int) -> Any:
-        config = self._config.engine
+        config = self._engine_section
         options = {
             "num_cpus": config.num_cpus,
             "num_gpus": gpu_share(self._config, config.num_gpus),

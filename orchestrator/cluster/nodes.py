@@ -23,10 +23,12 @@ REPORT_WAITING_S = 30.0
 
 def nodes_of(groups: Iterable[PlacementGroup]) -> list[str]:
     """Ids of the nodes that placed groups have bundles on, each once."""
-    found: dict[str, None] = {}
-    for group in groups:
-        found |= dict.fromkeys(placement_group_table(group)["bundles_to_node_id"].values())
-    return list(found)
+    return list(dict.fromkeys(node_id for group in groups for node_id in bundle_nodes(group)))
+
+
+def bundle_nodes(group: PlacementGroup) -> list[str]:
+    """Of each bundle of a placed group, the id of its node."""
+    return list(placement_group_table(group)["bundles_to_node_id"].values())
 
 
 def fetch_on_nodes(

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from configs.schema.run import RunConfig
-from orchestrator.cluster.nodes import nodes_of
+from orchestrator.cluster.nodes import bundle_nodes, nodes_of
+from orchestrator.cluster.threads import NodeLoad
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ REPORT_WAITING_S = 30.0
 REWARD_ACTOR_CPUS = 0.1
 PAIRS = "engine with learner rank"
 """The role of bundles that hold one of each."""
+ENGINE_ROLES = ("rollout", "inference", PAIRS)
+RANK_ROLES = ("learner", PAIRS)
 
 
 def placements(config: RunConfig) -> list[tuple[str, list[dict[str, float]], str]]:
@@ -81,6 +85,17 @@ class Reservation:
     @property
     def node_ids(self) -> list[str]:
         return nodes_of(self._groups.values())
+
+    def node_loads(self) -> list[NodeLoad]:
+        """Cores, engines and learner ranks of each node that has any of the run's actors."""
+        cores = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes()}
+        placed = {role: bundle_nodes(group) for role, group in self._groups.items()}
+        engines = Counter(node_id for role in ENGINE_ROLES for node_id in placed.get(role, ()))
+        ranks = Counter(node_id for role in RANK_ROLES for node_id in placed.get(role, ()))
+        return [
+            NodeLoad(num_cores=cores[node_id], num_engines=engines[node_id], num_ranks=ranks[node_id])
+            for node_id in self.node_ids
+        ]
 
     def actor(
         self, cls: type, role: str, index: int, options: dict[str, Any], num_threads: int, **variables: str

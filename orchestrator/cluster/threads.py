@@ -24,13 +24,24 @@ class NodeLoad:
 
 
 def with_threads(config: RunConfig, nodes: Sequence[NodeLoad]) -> tuple[EngineSection, LearnerSection]:
-    """Both sections with `num_threads` above 0. Engines are alike, and so are ranks: the fullest node decides.
+    """The sections of engines and of ranks, with `num_threads` above 0; engines are alike, and the fullest node decides.
 
-    With `rl.max_staleness` 0 engines and learner take turns, and each has all cores; else they compute at once:
-
-    >>> node = NodeLoad(num_cores=8, num_engines=1, num_ranks=1)
-    >>> [section.num_threads for section in with_threads(RunConfig(…CPU…, max_staleness=0), [node])]
-    [8, 8]
-    >>> [section.num_threads for section in with_threads(RunConfig(…CPU…, max_staleness=1), [node])]
-    [4, 4]
+    On-policy, engines and learner take turns, and each side has all the cores: 8 cores, an engine and a rank on them, 8
+    and 8 threads. Else they compute at once, and share: 4 and 4.
     """
+    engine, learner = config.engine, config.learner
+    num_engines = [node.num_engines * (engine.num_gpus == 0) for node in nodes]
+    num_ranks = [node.num_ranks * (learner.num_gpus_per_rank == 0) for node in nodes]
+    at_once = [a + b for a, b in zip(num_engines, num_ranks, strict=True)]
+
+    def threads_of(side: list[int]) -> int:
+        sharers = side if config.rl.max_staleness == 0 else at_once
+        shares = [int(node.num_cores) // all_ for node, own, all_ in zip(nodes, side, sharers, strict=True) if own]
+        if config.run.deterministic or not shares:
+            return FIXED_THREADS
+        return max(1, min(shares))
+
+    return (
+        replace(engine, num_threads=engine.num_threads or threads_of(num_engines)),
+        replace(learner, num_threads=learner.num_threads or threads_of(num_ranks)),
+    )

@@ -24,17 +24,14 @@ class TrlSettings:
     """How TRL generates and computes; written `generation=vllm,rows=16`."""
 
     generation: str = "hf"
-    """hf: transformers' `generate`; batching: its continuous batching; vllm: vLLM in the trainer's process (colocate)."""
+    """hf: transformers' `generate`; batching: its continuous batching; vllm: vLLM in the trainer's process (colocate), which
+    vLLM 0.32 on a CPU ends with an error: its packed weights cannot be loaded again."""
     rows: int = 0
     """Rows of one forward and backward pass; gradients of a step's passes are added up. 0: the whole step."""
     adapter: str = "float32"
     """Dtype of the adapter: float32 as PEFT would have it, or the model's."""
     autocast: int = 0
     """1: the learner's passes run under bf16 autocast (TRL's default), 0: in the dtype of the weights."""
-    correction: int = 0
-    """vllm only: 1 recomputes the logprobs of what was sampled (TRL's default), one more forward pass."""
-    eager: int = 0
-    """vllm only: 1 leaves out its compilation."""
 
     @classmethod
     def parse(cls, text: str) -> "TrlSettings":
@@ -80,7 +77,9 @@ def run(config: RunConfig, adapter: Path, settings: TrlSettings) -> dict[str, li
         barrier, values = config.reward.soft_barrier, []
         for text, answer, tokens, ids in zip(completions, reference, budget, completion_ids, strict=True):
             correct = verify_answer(text, answer).outcome == "correct"
-            values.append(float(correct) * float(soft_barrier(len(ids), tokens, barrier.half_width_frac, barrier.floor)))
+            values.append(
+                float(correct) * float(soft_barrier(len(ids), tokens, barrier.half_width_frac, barrier.floor))
+            )
         return values
 
     class Timed(GRPOTrainer):
@@ -126,7 +125,8 @@ def run(config: RunConfig, adapter: Path, settings: TrlSettings) -> dict[str, li
                 use_vllm=settings.generation == "vllm",
                 vllm_mode="colocate",
                 vllm_max_model_length=config.model.max_length_tokens,
-                vllm_importance_sampling_correction=bool(settings.correction),
+                # Saves a forward pass.
+                vllm_importance_sampling_correction=False,
                 report_to=[],
                 save_strategy="no",
                 logging_strategy="no",
@@ -138,7 +138,7 @@ def run(config: RunConfig, adapter: Path, settings: TrlSettings) -> dict[str, li
     return {"step_s": step_s, "rollout_s": rollout_s, "tokens": lengths}
 
 
-def set_vllm_environment(settings: TrlSettings) -> None:
+def set_vllm_environment() -> None:
     """Of TRL's vLLM, which shares process and threads with the trainer; it reads them when it is imported."""
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -147,14 +147,6 @@ def set_vllm_environment(settings: TrlSettings) -> None:
         VLLM_PLUGINS="",
         OMP_NUM_THREADS=str(NUM_THREADS),
     )
-    if settings.eager:
-        import vllm
-
-        class Eager(vllm.LLM):
-            def __init__(self, **arguments):
-                super().__init__(enforce_eager=True, **arguments)
-
-        vllm.LLM = Eager
 
 
 def main() -> None:
@@ -165,7 +157,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     if arguments.settings.generation == "vllm":
-        set_vllm_environment(arguments.settings)
+        set_vllm_environment()
     config = load_config(arguments.config, arguments.overrides)
     print("RESULT", json.dumps(run(config, arguments.adapter, arguments.settings)))
 
