@@ -48,12 +48,13 @@ def run(config: RunConfig, adapter: Path, settings: TrlSettings) -> dict[str, li
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from actors.judges import Judge, make_call
     from actors.tokenizer import load_tokenizer
     from configs.models import resolve_model_path
     from orchestrator.data.prompts import Prompter
-    from rewards.length.registry import soft_barrier
-    from rewards.math_answer import verify_answer
 
+    if config.reward.length != "none":
+        raise ValueError(f"expected reward.length none, found {config.reward.length}")
     torch.set_num_threads(NUM_THREADS)
     path = str(resolve_model_path(config.model.path))
     tokenizer = load_tokenizer(path, config.model)
@@ -64,23 +65,21 @@ def run(config: RunConfig, adapter: Path, settings: TrlSettings) -> dict[str, li
         text = tokenizer.decode(prompt.token_ids)
         if tokenizer(text)["input_ids"] != prompt.token_ids.tolist():
             raise RuntimeError(f"expected that TRL reads the same prompt tokens, found others for {text!r}")
-        rows.append({"prompt": text, "reference": task.reference_answer, "budget": prompt.budget_tokens})
+        rows.append({"prompt": text, "reference": task.reference_answer})
     dtype = getattr(torch, config.model.dtype)
     base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     model = PeftModel.from_pretrained(
         base, str(adapter), is_trainable=True, autocast_adapter_dtype=settings.adapter == "float32"
     )
     step_s, rollout_s, lengths = [], [], []
+    verdict = make_call(Judge(name=config.reward.verifier))
 
-    def reward(completions, reference, budget, completion_ids, **kwargs):
+    def reward(completions, reference, completion_ids, **kwargs):
         lengths.append(statistics.mean(len(ids) for ids in completion_ids))
-        barrier, values = config.reward.soft_barrier, []
-        for text, answer, tokens, ids in zip(completions, reference, budget, completion_ids, strict=True):
-            correct = verify_answer(text, answer).outcome == "correct"
-            values.append(
-                float(correct) * float(soft_barrier(len(ids), tokens, barrier.half_width_frac, barrier.floor))
-            )
-        return values
+        verdicts = [
+            verdict(text, {"answer": answer, "labels": ()}) for text, answer in zip(completions, reference, strict=True)
+        ]
+        return [float(one.outcome == "correct") for one in verdicts]
 
     class Timed(GRPOTrainer):
         def _generate_single_turn(self, *args, **kwargs):
