@@ -191,7 +191,7 @@ def nucleus_logprobs(model, prompt, completion, top_p):
 
 def test_top_p_samples_from_the_nucleus_with_its_logprobs(loop, actor, prompt, tiny_model_dir):
     packed, model = make_random_adapter(tiny_model_dir, seed=50)
-    loop.run_until_complete(actor.load_adapter(packed, 50))
+    loop.run_until_complete(actor.load_adapter(*published(packed, 50)))
     sampling = replace(SAMPLING, top_p=0.8, ignore_end=True)
     completions = loop.run_until_complete(actor.generate(prompt, 8, sampling, 50))
     expected = np.concatenate([nucleus_logprobs(model, prompt, completion, 0.8) for completion in completions])
