@@ -33,10 +33,11 @@ def fuse(model: nn.Module) -> int:
 
 
 def _norm(module: Any, eps: float, offset: float, x: Tensor) -> Tensor:
-    weight = module.weight + offset if offset else module.weight
-    if x.is_cuda:
+    weight = module.weight
+    if x.is_cuda and not offset:
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)  # one kernel there and one back
-    out: Tensor = _RmsNorm.apply(x, weight, eps)
+    # A sum is not rounded to the weights' dtype: 1 is large beside them.
+    out: Tensor = _RmsNorm.apply(x, weight.float() + offset if offset else weight, eps)
     return out
 
 
