@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from actors.packed import Packed
+from actors.pickled import Pickled
 from actors.rendezvous import choose_master
 from actors.types import AdapterRef, RolloutGroup, StageSpec, TrainBatch, UpdateResult
 
@@ -82,7 +82,7 @@ class LearnerGroup:
         """Those that failed because something was lost."""
         refs = [
             self._ranks[rank].hold.remote(
-                Packed([(group.group_id, group.prompt) for group in groups]), *[group.completions for group in groups]
+                Pickled([(group.group_id, group.prompt) for group in groups]), *[group.completions for group in groups]
             )
             for rank, groups in calls
         ]

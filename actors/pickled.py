@@ -4,7 +4,7 @@ import pickle
 from typing import Any
 
 
-class Packed:
+class Pickled:
     """Arrives as the value itself. Ray's own pickler asks Python about every object of an argument; this one is a single object
     to it."""
 

@@ -52,7 +52,8 @@ class PolicyModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies `[M]` of the batch's trained tokens under `adapter` (None: the plain base).
 
-        The first pass over a micro-batch computes its prompts' keys and values, and leaves them there for the next. Entropies have a gradient only with `entropy_gradient`, which costs a second product with the head.
+        The first pass over a micro-batch computes its prompts' keys and values, and leaves them there for the next. Entropies have
+        a gradient only with `entropy_gradient`, which costs a second product with the head.
         """
         if len(batch.prompt_ids) and not batch.prompt_states:
             self._prompt_states(batch)

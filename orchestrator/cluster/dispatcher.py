@@ -19,7 +19,7 @@ import ray
 
 from actors.engine import EngineLost
 from actors.learner_group import LOST_ACTOR, is_lost_object
-from actors.packed import Packed
+from actors.pickled import Pickled
 from actors.types import Inference, Request, Rollout, Sample
 from orchestrator.cluster.actor_pool import ActorPool, root_cause
 
@@ -287,11 +287,11 @@ class Dispatcher:
         actor, completions = pool.handle(index), call.completions
         if call.part == "generate":
             # The second reference says how it went, without fetching what was generated.
-            completions, reference = actor.infer.options(num_returns=2).remote(Packed(call.request), call.drafts)
+            completions, reference = actor.infer.options(num_returns=2).remote(Pickled(call.request), call.drafts)
         elif call.request is None:
             reference = actor.group_answers.remote(call.answers)
         else:
-            reference = actor.score_group.remote(Packed(call.request), completions)
+            reference = actor.score_group.remote(Pickled(call.request), completions)
         self._num_in[call.part] += 1
         self._in_flight[reference] = _InFlight(
             call=call, actor=actor, actor_index=index, completions=completions, since_s=time.monotonic()

@@ -184,7 +184,10 @@ def deal(rows: Sequence[AnyRow], num_ranks: int) -> list[list[AnyRow]]:
 
 
 def _balance(ranks: list[dict[int, list[AnyRow]]]) -> None:
-    """`ranks`: number of a prompt → a rank's rows of it. Move single rows from the fullest rank to the emptiest while that helps, and is needed."""
+    """Move single rows from the fullest rank to the emptiest while that helps, and is needed.
+
+    `ranks`: of each, number of a prompt → its rows of that prompt.
+    """
     loads = [sum(map(computed_tokens, held.values())) for held in ranks]
     for _ in range(sum(len(group) for held in ranks for group in held.values())):
         most, least = int(np.argmax(loads)), int(np.argmin(loads))

@@ -4,7 +4,7 @@
 
 A narrow model with the layers and the vocabulary of Qwen2.5-0.5B, so that the step that is counted is cheap on a CPU: RL with a KL
 term, bf16, groups of 8 behind one prompt, micro-batches of 16,384 tokens. Views are not counted. A norm is one function there and
-one back on a GPU, and 8 and 10 operators on the CPU, where it is counted here.
+one back on a GPU, and 8 and 9 operators on the CPU, where it is counted here.
 """
 
 import argparse
