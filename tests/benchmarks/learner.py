@@ -135,21 +135,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     num_tokens = sum(len(row.token_ids) for row in rows)
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for name in PREPARE:
+    for name in [arguments.only] if arguments.only else PREPARE:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(name, arguments, rows, theirs)))
         processes[-1].start()
         pipes[name].recv()
-    times: dict[str, list[float]] = {name: [] for name in PREPARE}
+    times: dict[str, list[float]] = {name: [] for name in pipes}
     losses: dict[str, float] = {}
     for i in range(arguments.rounds + 1):
         for name, pipe in pipes.items():
             pipe.send(True)
             seconds, loss = pipe.recv()
-            if i:  # the first round warms up
+            if i or not arguments.rounds:  # the first of several rounds warms up
                 times[name].append(seconds)
-            else:
-                losses[name] = loss
+            losses.setdefault(name, loss)
     result: dict[str, Any] = {"num_rows": len(rows), "num_tokens": num_tokens}
     for name, pipe in pipes.items():
         pipe.send(False)
@@ -163,6 +162,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         }
     for process in processes:
         process.join()
+    if arguments.only:
+        return result
     result["speed_ratio"] = result["plain"]["best_s"] / result["learner"]["best_s"]
     result["peak_memory_ratio"] = result["learner"]["peak_mib"] / result["plain"]["peak_mib"]
     return result
@@ -181,8 +182,11 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="of the learner")
     parser.add_argument("--plain-rows", type=int, default=16, help="rows per micro-batch of the plain loop")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="after one that warms up; 0: that one is what is measured"
+    )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=tuple(PREPARE), help="one side, to compare two versions of it")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 48 rows")
     arguments = parser.parse_args()
     arguments.model = str(resolve_model_path(arguments.model))
