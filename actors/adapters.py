@@ -10,31 +10,36 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from safetensors.torch import load as load_safetensors
 
 from actors import files
 from actors.owned_directory import OwnedDirectory
 from actors.types import AdapterRef
 
+if TYPE_CHECKING:
+    import torch  # seconds, which only what looks at the weights has to wait
+
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""As safetensors calls them."""
+DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+"""Torch's dtypes as safetensors calls them."""
 
 Packed = bytes | np.ndarray
 """A packed adapter: bytes, or uint8 `[size_bytes]`, which Ray lends from its shared memory instead of copying it."""
 
 
-def pack(tensors: dict[str, torch.Tensor], peft_config: dict[str, Any], dtype: torch.dtype | None = None) -> np.ndarray:
+def pack(
+    tensors: "dict[str, torch.Tensor]", peft_config: dict[str, Any], dtype: "torch.dtype | None" = None
+) -> np.ndarray:
     """One blob, uint8 `[size_bytes]`, of these tensors in `dtype` (None: their own); equal ones give equal bytes.
 
     They are the bytes of `safetensors.torch.save`, which copies the weights twice more on the way to them.
     """
+    import torch
+
     dtypes = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
     names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"adapter_config": json.dumps(peft_config, sort_keys=True)}}
@@ -42,7 +47,7 @@ def pack(tensors: dict[str, torch.Tensor], peft_config: dict[str, Any], dtype: t
     for name in names:
         begin, size_bytes = size_bytes, size_bytes + tensors[name].numel() * dtypes[name].itemsize
         shape, offsets = list(tensors[name].shape), [begin, size_bytes]
-        header[name] = {"dtype": DTYPES[dtypes[name]], "shape": shape, "data_offsets": offsets}
+        header[name] = {"dtype": DTYPES[str(dtypes[name])], "shape": shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
@@ -63,8 +68,10 @@ def sha256(packed: Packed) -> str:
     return hashlib.sha256(_buffer(packed)).hexdigest()
 
 
-def unpack(packed: Packed) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def unpack(packed: Packed) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
     """Tensors and PEFT config. Raises ValueError for a blob that `pack` did not make."""
+    from safetensors.torch import load as load_safetensors
+
     config = read_config(packed)
     return load_safetensors(bytes(packed)), config
 
@@ -128,15 +135,18 @@ def read_directory(directory: Path) -> bytes:
     for path in (weights, config_path):
         if not path.is_file():
             raise FileNotFoundError(f"no adapter in {directory}: expected {CONFIG_FILE} and {WEIGHTS_FILE}")
-    with safe_open(weights, framework="pt") as file:
+    with safe_open(weights, framework="np") as file:
         if "adapter_config" in (file.metadata() or {}):
             return weights.read_bytes()
+    with safe_open(weights, framework="pt") as file:  # numpy has no bfloat16
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     return pack(tensors, json.loads(config_path.read_text())).tobytes()
 
 
 def perturbed(packed: Packed, seed: int, size: float = 0.05) -> np.ndarray:
     """A probe: the same adapter with noise of that standard deviation, a typical weight's, added to every matrix."""
+    import torch
+
     tensors, config = unpack(packed)
     generator = torch.Generator().manual_seed(seed)
     noisy = {

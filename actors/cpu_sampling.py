@@ -9,7 +9,10 @@ What is kept is what vLLM keeps: top-k first and with its ties, then top-p, at l
 logits at the cut of top-p as many are kept; which of them is left to an unstable order, there as here. Top-k alone is
 not sorted by vLLM either, and GPU engines are not touched.
 
-`actors.cpu_lora` registers it on CPU engines. Where vLLM is not the one that was tested its own function stays.
+The rank of a sampled token, which comes with its logprob, is always 0: nobody here reads ranks, and counting them takes a pass
+over all logits, which vLLM compiles for seconds of every engine's start.
+
+`actors.cpu_lora` registers it on CPU engines. Where vLLM is not the one that was tested its own functions stay.
 """
 
 import logging
@@ -35,7 +38,7 @@ Sort = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]
 def register() -> None:
     """Patch this process. Idempotent; does nothing where vLLM is not the one that was tested."""
     if problem := apply_patches(PATCHES):
-        log.warning("top-p sorts the whole vocabulary: %s", problem)
+        log.warning("vLLM's own sampler is used, whose top-p sorts the whole vocabulary: %s", problem)
 
 
 def keep_top_k_top_p(
@@ -122,11 +125,25 @@ def _wrap(original: Any) -> Any:
     return apply_top_k_top_p_pytorch
 
 
+def _wrap_count(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def batched_count_greater_than(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), dtype=torch.int64)
+
+    return batched_count_greater_than
+
+
 PATCHES = (
     Patch(
         module="vllm.v1.sample.ops.topk_topp_sampler",
         name="apply_top_k_top_p_pytorch",
         source_sha256="d6bcc4924866e6b9",
         wrap=_wrap,
+    ),
+    Patch(
+        module="vllm.v1.sample.ops.logprobs",
+        name="batched_count_greater_than",
+        source_sha256="85869de0f00bb508",
+        wrap=_wrap_count,
+        also_in=("vllm.v1.sample.sampler",),
     ),
 )

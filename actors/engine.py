@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from actors import adapters, kv_sharing
+from actors import adapters, engine_process, kv_sharing
 from actors.adapters import Packed
-from actors.engine_arguments import engine_arguments, set_environment
-from actors.engine_log import read_cause
+from actors.engine_arguments import engine_arguments
+from actors.engine_log import EngineLost, read_cause
 from actors.hidden_states import WANTED, StateReader, Wanted
 from actors.owned_directory import OwnedDirectory, children_shared_memory
 from actors.types import AdapterRef, Sampling
@@ -48,10 +48,6 @@ class Generated:
     """Prompt tokens found in the prefix cache; of the request's siblings, by the one that ended last"""
 
 
-class EngineLost(RuntimeError):
-    """vLLM's own processes are gone: nothing but a new engine helps."""
-
-
 class Engine:
     """Wraps vLLM's AsyncLLM. Create it inside a running event loop."""
 
@@ -74,7 +70,7 @@ class Engine:
         Raises RuntimeError when `model.masked_lora` is on and this vLLM cannot do it, and with the cause when vLLM's
         own processes do not start.
         """
-        set_environment(config)
+        engine_process.prepare(config)
         from vllm import SamplingParams
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
@@ -82,6 +78,8 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        if config.num_gpus == 0:
+            engine_process.use_fork_server()
         self._dead_error = EngineDeadError
         self._sampling_params, self._lora_request = SamplingParams, LoRARequest
         self._final_only = RequestOutputKind.FINAL_ONLY

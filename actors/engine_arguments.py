@@ -72,5 +72,8 @@ def set_environment(config: EngineSection) -> None:
         # vLLM's own variable takes whole GiB, and would win over the configuration.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        # The worker lives in the engine's process: a process of its own takes the time of one more start, and the two would
+        # wait for each other by spinning on the learner's cores. The threads are set below, before either starts.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if config.num_threads:
             os.environ["OMP_NUM_THREADS"] = str(config.num_threads)

@@ -14,6 +14,10 @@ REFERS = re.compile(r"See (?:the )?(?:stack trace|root cause|logs?)|Engine core 
 """What stands in an exception that only says where another one was."""
 
 
+class EngineLost(RuntimeError):
+    """vLLM's own processes are gone: nothing but a new engine helps."""
+
+
 def find_cause(log: str) -> str:
     """The exception that was logged last (`ValueError: too long`), those that only refer to another left out if there is
     any other; empty when none was."""

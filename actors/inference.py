@@ -12,14 +12,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors import adapters
+from actors import adapters, engine_process
 from actors.adapters import Packed
 from actors.completions import is_cut, join_forced, num_thinking_tokens
-from actors.engine import Engine, Generated
 from actors.heads import Heads, unpack_heads
 from actors.hub import local_model
 from actors.tokenizer import load_tokenizer, stop_token_ids
@@ -38,6 +37,9 @@ from actors.types import (
     Sampling,
 )
 from configs.schema.run import EngineSection, ModelSection
+
+if TYPE_CHECKING:
+    from actors.engine import Generated
 
 
 class InferenceActor:
@@ -69,6 +71,9 @@ class InferenceActor:
 
     async def start(self) -> None:
         """Load tokenizer and engine (tens of seconds). Separate from the constructor: vLLM needs the event loop."""
+        engine_process.prepare(self._engine_config)
+        from actors.engine import Engine  # and torch, which the driver, who asks for this actor, does not need
+
         self._model_path = local_model(self._model_path, self._model)
         self._tokenizer: Any = load_tokenizer(self._model_path, self._model)
         self._engine = Engine(
@@ -270,7 +275,7 @@ async def _itself(draft: Completion) -> Completion:
     return draft
 
 
-def _stamp(generated: Generated, text: str, adapter: AdapterRef | None, num_thinking: int) -> Completion:
+def _stamp(generated: "Generated", text: str, adapter: AdapterRef | None, num_thinking: int) -> Completion:
     return Completion(
         token_ids=generated.token_ids,
         behaviour_logprobs=generated.logprobs,

@@ -29,7 +29,7 @@ class LearnerLost(RuntimeError):
 
 
 class LearnerGroup:
-    """Drives the ranks, Ray actors of `actors.rollout_rank.RolloutRank`, in step.
+    """Drives the ranks, Ray actors of `actors.learner_actor.LearnerActor`, in step.
 
     A call returns when every rank has answered. The first exception of a rank is raised at once, with its
     type, its cause and a note that names the rank; the other ranks may then wait in a collective for good, so

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Sequence
 
 import psutil
-import torch.distributed as dist
 
 LOOPBACK = "127.0.0.1"
 
@@ -50,6 +49,8 @@ def join(backend: str, master: Place, own_address: str, rank: int, num_ranks: in
     torch's own store would listen on every address, and gloo and NCCL would tell the others the address that this
     machine's name stands for, which on many is loopback.
     """
+    import torch.distributed as dist  # the driver, which chooses the master, needs no torch
+
     address, port = master
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(num_ranks))
     os.environ["LOCAL_RANK"] = "0"  # Ray shows a rank only its own GPU

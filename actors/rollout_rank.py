@@ -1,6 +1,6 @@
 """A learner rank that trains on rollouts: it holds the completions of a step's groups and makes its rows of them itself.
 
-A plain class, as its base is. `LearnerGroup.hold` calls `hold` with object-store references, which Ray replaces by what they stand
+A plain class, as its base is; `actors.learner_actor` makes a Ray actor of it. `LearnerGroup.hold` calls `hold` with object-store references, which Ray replaces by what they stand
 for, so that the tokens never pass through the driver's Python.
 """
 

@@ -4,6 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from actors.types import BASE_VERSION
 from configs.errors import UserError
 from configs.models import is_hub_name
 from configs.schema.run import RunConfig
-from orchestrator.cluster.cluster import start_cluster
+from orchestrator.cluster.cluster import ray_session, start_cluster
 from orchestrator.cluster.dispatcher import is_lost_object
 from orchestrator.data.prompts import held_out_prompts, make_cap
 from orchestrator.data.sft_rows import RowCheck, SftRows
@@ -48,13 +49,14 @@ from orchestrator.stage import Stage
 from orchestrator.stages import STAGES
 from orchestrator.stages.base_model import native_base, resolve_bases
 from orchestrator.stages.export import export, is_exported
-from orchestrator.stages.heads import fit_heads
 from orchestrator.stages.sft import fine_tune
 from orchestrator.stages.train import train
 from orchestrator.tools.plan import check_fetched_model, check_hub, check_model
 
 log = logging.getLogger(__name__)
 
+TRAINING = frozenset({"sft", "rl"})
+"""Stages that need the learner."""
 ROW_CHECK_S = 10.0
 """How long the start of a cluster waits for a look at all SFT rows; the rest of it goes on meanwhile."""
 
@@ -109,19 +111,30 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
     if is_hub_name(config.model.path):
         check_fetched_model(config, native_base(config.model))
     bases = resolve_bases(config)
-    tokenizer = load_tokenizer(str(bases.trained), config.model)
-    row_check = RowCheck(make_sft_rows(config, bases.trained, tokenizer)) if "sft" in names else None
-    dashboard = Dashboard()
     with ExitStack() as stack:
         with part_of(config.run_dir, "start"):
-            if row_check is not None:
+            # Beside Ray's start: transformers' imports alone take seconds.
+            reader = stack.enter_context(ThreadPoolExecutor(1))
+            tokenizer = reader.submit(load_tokenizer, str(bases.trained), config.model)
+            stack.enter_context(ray_session(config))
+            row_check = None
+            if "sft" in names:
+                row_check = RowCheck(make_sft_rows(config, bases.trained, tokenizer.result()))
                 row_check.wait(ROW_CHECK_S)
+            dashboard = Dashboard()
             cluster = stack.enter_context(
-                start_cluster(config, bases.actor_path, bases.actor_model, partial(record_event, config, dashboard))
+                start_cluster(
+                    config,
+                    bases.actor_path,
+                    bases.actor_model,
+                    partial(record_event, config, dashboard),
+                    has_learner=not TRAINING.isdisjoint(names),
+                )
             )
             dashboard.show_losses(run=config.run.name)
             if row_check is not None:
                 row_check.wait()
+            tokenizer.result()
         for name in names:
             with part_of(config.run_dir, name), start_tracker(config, name, parent_run_id=parent.run_id) as tracker:
                 run_stage(
@@ -130,7 +143,7 @@ def run_stages(config: RunConfig, names: Sequence[str], parent: Tracker, mirror:
                         config=config,
                         cluster=cluster,
                         tracker=tracker,
-                        tokenizer=tokenizer,
+                        tokenizer=tokenizer.result(),
                         base_dir=bases.trained,
                         dashboard=dashboard,
                         mirror=mirror,
@@ -188,6 +201,10 @@ def make_sft_rows(config: RunConfig, base: Path, tokenizer: Any) -> SftRows:
 
 
 def run_sft(stage: Stage) -> None:
+    if stage.config.engine.num_gpus == 0:
+        # Each step of a learner whose threads have to share their cores with engines that still start takes three times as
+        # long, and so do the engines.
+        stage.cluster.engines.wait_for(len(stage.cluster.engines))
     fine_tune(stage, make_sft_rows(stage.config, stage.base_dir, stage.tokenizer))
 
 
@@ -197,6 +214,8 @@ def run_rl(stage: Stage) -> None:
 
 
 def run_heads(stage: Stage) -> None:
+    from orchestrator.stages.heads import fit_heads  # and torch: seconds, which a run's start need not take
+
     packed = require_adapter(stage.config, "rl")
     version = stage.config.rl.num_steps
     stage.cluster.load_adapter(adapters.make_ref(packed, version), packed)

@@ -17,9 +17,9 @@ from typing import Any
 import ray
 
 from actors.inference import InferenceActor
+from actors.learner_actor import LearnerActor
 from actors.learner_group import LearnerGroup, is_lost_object
 from actors.reward import RewardActor, judges_of
-from actors.rollout_rank import RolloutRank
 from actors.types import AdapterRef
 from configs.checks.run import cluster_problems
 from configs.load import ConfigError
@@ -46,7 +46,9 @@ OnEvent = Callable[[Event, dict[str, Any]], None]
 class Cluster:
     """Every actor of a run. Made by `start_cluster`."""
 
-    def __init__(self, config: RunConfig, model_path: str, model: ModelSection, on_event: OnEvent):
+    def __init__(
+        self, config: RunConfig, model_path: str, model: ModelSection, on_event: OnEvent, has_learner: bool = True
+    ):
         self._config, self._on_event = config, on_event
         self._model_path, self._model = model_path, model
         environment, self._secrets = split_environment(os.environ)
@@ -54,7 +56,6 @@ class Cluster:
         self._engine_section, self._learner_section = with_threads(config, self._reservation.node_loads())
         fetch_on_nodes(self._reservation.node_ids, model_path, model, environment, self._secrets)
         self._dispatchers: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
-        self._rank_actors = self._make_ranks()
         self._learner: LearnerGroup | None = None
         self.engines = self._make_engine_pool("rollout", config.rollout.num_actors, config.run.seed)
         self.evaluators = self.engines
@@ -70,11 +71,14 @@ class Cluster:
             ping=lambda actor: actor.heartbeat.options(concurrency_group="heartbeat").remote(),
             **self._pool_settings,
         )
+        # Last: engines take longest to start.
+        self._rank_actors = self._make_ranks() if has_learner else []
 
     @property
     def learner(self) -> LearnerGroup:
-        """The learner, once its ranks have found each other."""
+        """The learner, once its ranks have found each other. Without `has_learner` they are not started before."""
         if self._learner is None:
+            self._rank_actors = self._rank_actors or self._make_ranks()
             self._learner = LearnerGroup(
                 self._rank_actors,
                 start_timeout_s=self._config.cluster.start_timeout_s,
@@ -190,7 +194,7 @@ class Cluster:
         config = self._learner_section
         options = {"num_cpus": config.num_cpus_per_rank, "num_gpus": gpu_share(self._config, config.num_gpus_per_rank)}
         return [
-            self._reservation.actor(RolloutRank, "learner", index, options, config.num_threads).remote(
+            self._reservation.actor(LearnerActor, "learner", index, options, config.num_threads).remote(
                 rank=index,
                 num_ranks=config.num_ranks,
                 model=self._model,
@@ -238,32 +242,41 @@ def start_cluster(
     model_path: str,
     model: ModelSection | None = None,
     on_event: OnEvent = lambda event, details: None,
+    has_learner: bool = True,
 ) -> Iterator[Cluster]:
     """Connect to Ray, check that the cluster is large enough, start all actors; stop them on the way out.
 
     `model_path` and `model` are what actors load (`base_model.Bases`); without `model` that of the config.
 
-    `on_event` is told of every actor that is lost and every call that is made again.
+    `on_event` is told of every actor that is lost and every call that is made again. `has_learner`: its ranks start with the
+    others, which takes their time; else when they are first asked for.
 
     Raises ConfigError before any actor starts when the cluster can never hold the placement.
     """
-    owns_ray = not ray.is_initialized()
-    if owns_ray:
-        connect(config)
-    cluster = None
-    try:
+    with ray_session(config):
         resources = ray.cluster_resources()
         problems = cluster_problems(config, num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if problems := problems or misfits(config, nodes):
             raise ConfigError(problems)
-        cluster = Cluster(config, model_path, model or config.model, on_event)
-        yield cluster
-    finally:
-        if cluster is not None:
+        cluster = Cluster(config, model_path, model or config.model, on_event, has_learner)
+        try:
+            yield cluster
+        finally:
             cluster.close()
-        if owns_ray:
-            ray.shutdown()
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """A connection to Ray, which ends with it; where there is one already, that one, which stays."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        connect(config)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def connect(config: RunConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import ray
 
-from actors.engine import EngineLost
+from actors.engine_log import EngineLost
 from actors.learner_group import LOST_ACTOR, is_lost_object
 from actors.pickled import Pickled
 from actors.types import Inference, Request, Rollout, Sample

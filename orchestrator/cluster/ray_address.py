@@ -41,6 +41,8 @@ def prepare_own_cluster() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Metrics have no token, and nothing collects them of a cluster that ends with its run.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    # Actors have environments, so processes, of their own: those that Ray starts ahead are never used.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     for name in ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"):
         os.environ.setdefault(name, "-1")
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:

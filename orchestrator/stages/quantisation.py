@@ -5,19 +5,19 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
-from actors.policy_model import load_base
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import Prompt, Task, TrainRow
 from configs.schema.run import ModelSection, RunConfig
 from deploy.export.quantize import GRID_DIR, REPORT_FILE
 from orchestrator.data.sft_rows import SftRows
 from orchestrator.record import run_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # and torch below: seconds, which a run's start need not take
 
 log = logging.getLogger(__name__)
 QUANTISATION_FILE = "quantisation.json"
@@ -37,6 +37,8 @@ def report_quantisation(
     conversations as there are `pairs` (left out where SFT was, `sft.adapter`), and the accuracy of greedy completions
     of `pairs`, at most `export.parity_tokens` long.
     """
+    from actors.policy_model import load_base
+
     tokenizer = load_tokenizer(str(native), config.model)
     rows: list[TrainRow] = []
     if config.sft.num_steps and not config.sft.adapter:
@@ -74,8 +76,10 @@ def report_quantisation(
     return report
 
 
-def perplexity(base: PreTrainedModel, rows: Sequence[TrainRow]) -> float:
+def perplexity(base: "PreTrainedModel", rows: Sequence[TrainRow]) -> float:
     """exp of the mean negative logprob of the tokens in the loss mask."""
+    import torch
+
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
@@ -87,9 +91,11 @@ def perplexity(base: PreTrainedModel, rows: Sequence[TrainRow]) -> float:
 
 
 def greedy(
-    base: PreTrainedModel, prompts: Sequence[np.ndarray], num_tokens: int, stop: Sequence[int]
+    base: "PreTrainedModel", prompts: Sequence[np.ndarray], num_tokens: int, stop: Sequence[int]
 ) -> list[list[int]]:
     """Greedy completions, in the order of `prompts`; what follows the first end token is left out."""
+    import torch
+
     found: dict[int, list[int]] = {}
     # Like lengths together: less padding.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load as load_safetensors
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from actors import adapters
@@ -109,7 +110,7 @@ def test_grpo_loss_and_gradient_equal_a_computation_by_hand(make_rank, random_mo
         behaviour[row.loss_mask] = logprobs + rng.normal(0, 0.5, len(logprobs))
         near.append(dataclasses.replace(row, behaviour_logprobs=behaviour))
     result = rank.update(tuple(near), num_trained(near))
-    state = adapters.load_safetensors(rank.save_state())
+    state = load_safetensors(rank.save_state())
 
     model, _ = peft_logprobs(random_model_dir, start, near[0], tmp_path, temperature)
     loss, num_clipped, kl_sum = torch.zeros(()), 0, 0.0
@@ -263,7 +264,7 @@ def test_a_state_moves_between_zero_stages(make_rank):
     straight.begin_stage(SFT)
     for _ in states:
         straight.update(rows, num_trained(rows))
-    expected, got = (adapters.load_safetensors(blob) for blob in (straight.save_state(), states[-1]))
+    expected, got = (load_safetensors(blob) for blob in (straight.save_state(), states[-1]))
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6)
 
@@ -325,9 +326,9 @@ def test_bfloat16_base_trains_an_fp32_adapter(make_rank, gradient_checkpointing)
     )
     before = rank.save_state()
     rank.update(rows, num_trained(rows))
-    after = adapters.load_safetensors(rank.save_state())
+    after = load_safetensors(rank.save_state())
     # Steps of 1e-4 on weights near 0.1 would be lost in bf16.
-    for name, tensor in adapters.load_safetensors(before).items():
+    for name, tensor in load_safetensors(before).items():
         assert after[name].dtype == torch.float32
         if name.startswith("weight/"):
             assert (after[name] != tensor).float().mean() > 0.9

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load as load_safetensors
 
 from actors import adapters
 from actors.kl import sequence_kl
+from actors.learner_actor import LearnerActor
 from actors.learner_group import LearnerGroup, check_agreement
-from actors.rollout_rank import RolloutRank
 from actors.types import StageSpec, TrainBatch, UpdateResult
 from tests.actors.learner_setup import make_rows, num_trained, settings_of, trained_adapter
 
@@ -66,7 +67,7 @@ def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_mo
     expected = [alone.update(rows, num_trained(rows)) for _ in range(2)]
 
     settings = settings_of(random_model_dir, zero_stage=zero_stage)
-    actor = ray.remote(RolloutRank).options(num_cpus=1)
+    actor = ray.remote(LearnerActor).options(num_cpus=1)
     handles = [actor.remote(rank=i, num_ranks=2, **settings) for i in range(2)]
     group = LearnerGroup(handles, start_timeout_s=120, call_timeout_s=60)
     try:
@@ -86,7 +87,7 @@ def test_two_ranks_make_the_same_update_as_one(ray_cluster, make_rank, random_mo
         ]
         found = [kl for rank in group.sequence_kls(batch, "policy", "k1") for kl in rank]
         np.testing.assert_allclose(found, expected_kls, atol=1e-3)
-        one, two = adapters.load_safetensors(alone.save_state()), adapters.load_safetensors(group.save_state())
+        one, two = load_safetensors(alone.save_state()), load_safetensors(group.save_state())
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5)
         adapter, packed = group.publish()

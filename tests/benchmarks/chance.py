@@ -1,13 +1,15 @@
-"""A verifier for benchmarks of speed: whether a completion is right is chance, but the same for the same text.
+"""A verifier for benchmarks of speed: whether a completion is right is chance.
 
-Groups then have completions of both kinds whatever a model can do, so that no group is dropped for being constant, and steps
-are of the same size on both sides of a comparison.
+Groups then have completions of both kinds whatever a model can do, and even where all eight are the same text, so that hardly
+any group is dropped for being constant, and steps are of the same size on both sides of a comparison.
 """
 
-import zlib
+import random
 
 from rewards.base import Reference
 
+_coin = random.Random(0)
+
 
 def by_chance(text: str, reference: Reference) -> bool:
-    return zlib.crc32(text.encode()) % 2 == 0
+    return _coin.random() < 0.5

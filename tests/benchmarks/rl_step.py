@@ -1,12 +1,15 @@
 """Seconds per RL step, here over TRL's GRPOTrainer, in one run; any model.
 
-    python -m tests.benchmarks.rl_step --adapter runs/quickstart/sft/step_000100 --trl rows=32
+    python -m tests.benchmarks.rl_step --adapter runs/ordinary/sft/step_000100 --masked-adapter runs/quickstart/sft/step_000100 \\
+        --trl rows=32 rl.learning_rate=1e-9
     python -m tests.benchmarks.rl_step --config qwen2_0.5b_cpu --steps 4 --trl rows=8 data.train.source=arithmetic …
 
 Both start from the same adapter (without --adapter: from a fresh one) and take the same tasks, sampling, reward, learning
 rate and schedule. The reward is chance (`tests.benchmarks.chance`). TRL's sides run first, each in a process of its own; ours
 are compared with the fastest. Ours are the ordinary LoRA that TRL trains and the masked LoRA of the shipped configurations,
-on-policy and one step off. The first step of each side (warm-up) is not counted.
+on-policy and one step off. An adapter of SFT acts on what it was trained on: the masked one takes its own, from the same SFT,
+so that lengths are alike; a learning rate of almost nothing keeps them so. The first step of each side (warm-up) is not
+counted.
 """
 
 import argparse
@@ -112,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="quickstart")
     parser.add_argument("--adapter", type=Path, help="a checkpoint of SFT; without it a fresh adapter")
+    parser.add_argument("--masked-adapter", type=Path, help="the same for masked LoRA; default: --adapter")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--trl", action="append", default=[], help=f"settings of TRL, each a run: {TrlSettings()}")
     parser.add_argument("--ours", nargs="*", choices=[*OURS], default=[*OURS])
@@ -130,7 +134,8 @@ def main() -> None:
             steps = trl_side(arguments.config, [*shared, "model.masked_lora=false"], adapter, settings)
             baselines.append(report(f"TRL {settings}", steps))
         for name in arguments.ours:
-            report(name, our_side(arguments.config, [*shared, *OURS[name]], adapter), min(baselines, default=None))
+            own = arguments.masked_adapter if name.startswith("masked") and arguments.masked_adapter else adapter
+            report(name, our_side(arguments.config, [*shared, *OURS[name]], own), min(baselines, default=None))
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ SETTINGS = [
 ACTORS = {
     "engine actor": "ray::InferenceActor",
     "engine core": "VLLM::EngineCore",
-    "engine worker": "VLLM::Worker",
+    "fork server": "multiprocessing.forkserver",
     "reward": "ray::RewardActor",
     "scoring process": "actors.scoring_process",
-    "learner": "ray::RolloutRank",
+    "learner": "ray::LearnerActor",
     "agent": "Agent",
 }
 

@@ -45,7 +45,7 @@ def test_an_engine_killed_at_work_idle_or_while_loading_an_adapter_is_replaced(s
 def test_an_engine_whose_own_processes_are_killed_or_hang_is_replaced(start_rl):
     directories = adapter_directories()
     run = start_rl("cluster.heartbeat_timeout_s=10")
-    for part in ("engine core", "engine worker"):
+    for part in ("engine core", "fork server"):
         run.wait_for_line("waiting for groups to be generated", after=run.num_lines)
         killed_s, family = run.kill(part)
         recovery(run, part, killed_s, family, ENGINE)

@@ -55,10 +55,10 @@ def test_a_lost_node_costs_time_only_and_one_that_joins_later_takes_its_place(st
         successor = nodes.add(num_cpus=1)
         serves_s = run.wait_for_line(f"{engine} serves", after=num_lines)
         print(f"| node joins | | {serves_s - joins_s:.1f} | |")
-        (worker,) = [p for p in successor.children(recursive=True) if "VLLM::Worker" in "".join(p.cmdline())]
-        busy_s = worker.cpu_times().user
+        (core,) = [p for p in successor.children(recursive=True) if "VLLM::EngineCore" in "".join(p.cmdline())]
+        busy_s = core.cpu_times().user
         run.wait_for_line(f"rl step {num_steps - 10}/")
-        assert worker.cpu_times().user > busy_s + 0.5, "it is given prompts"
+        assert core.cpu_times().user > busy_s + 0.5, "it is given prompts"
         assert run.finish() == 0, run.log
         assert all(map(is_gone, family))
     run.check_ledger(num_steps)

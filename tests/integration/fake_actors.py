@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from actors.engine import EngineLost
+from actors.engine_log import EngineLost
 from actors.reward import summarise
 from actors.scaling import group_answers
 from orchestrator.cluster.actor_pool import ActorPool

@@ -45,7 +45,7 @@ from tests.integration.masked_setup import (
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TABLE = Path(__file__).parents[2] / "docs" / "reference" / "models.json"
-ENGINE = EngineSection(num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=1)
+ENGINE = EngineSection(num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=0.125)
 SAMPLING = Sampling(temperature=1.0, max_tokens=20, ignore_end=True)
 ONE = Sampling(temperature=0.0, max_tokens=1)
 

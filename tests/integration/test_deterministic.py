@@ -31,7 +31,7 @@ def actor(loop, tiny_model_dir):
         actor = InferenceActor(
             model_path=str(tiny_model_dir),
             model=ModelSection(dtype="float32", max_length_tokens=256),
-            engine=EngineSection(num_gpus=0, num_threads=1, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=1),
+            engine=EngineSection(num_gpus=0, num_threads=1, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=0.125),
             num_adapters=2,
             seed=0,
             deterministic=True,

@@ -64,7 +64,7 @@ def actor(loop, tiny_model_dir):
         actor = InferenceActor(
             model_path=str(tiny_model_dir),
             model=ModelSection(dtype="float32", max_length_tokens=256),
-            engine=EngineSection(num_gpus=0, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=1),
+            engine=EngineSection(num_gpus=0, max_num_seqs=32, max_lora_rank=8, kv_cache_gib=0.125),
             num_adapters=2,
             seed=0,
         )
@@ -268,7 +268,7 @@ class TensorParallel:
     def backend(self, model_path):
         from vllm.engine.arg_utils import AsyncEngineArgs
 
-        config = EngineSection(num_gpus=2, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=1, block_tokens=32)
+        config = EngineSection(num_gpus=2, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=0.125, block_tokens=32)
         model = ModelSection(dtype="bfloat16", max_length_tokens=256)
         arguments = engine_arguments(model_path=model_path, model=model, config=config, num_adapters=2, seed=0)
         parallel = AsyncEngineArgs(**arguments).create_engine_config().parallel_config

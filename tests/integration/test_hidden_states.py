@@ -50,9 +50,9 @@ def loop():
     loop.close()
 
 
-WHOLE = EngineSection(num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=1)
+WHOLE = EngineSection(num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=0.125)
 CHUNKED = EngineSection(
-    num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=1, max_batched_tokens=48, num_kv_blocks=17
+    num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=0.125, max_batched_tokens=48, num_kv_blocks=17
 )
 
 

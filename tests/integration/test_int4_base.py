@@ -32,7 +32,7 @@ def test_engine_and_learner_agree_over_the_int4_base(tmp_path, tiny_model_dir):
     prompt, start = make_prompt(40), 39
 
     async def sample():
-        config = EngineSection(num_gpus=0, num_threads=1, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=1)
+        config = EngineSection(num_gpus=0, num_threads=1, max_num_seqs=8, max_lora_rank=8, kv_cache_gib=0.125)
         engine = await start_engine(base, tensors, dtype, config)
         try:
             sampling = Sampling(temperature=1.0, max_tokens=24, ignore_end=True)

@@ -68,13 +68,13 @@ def loop():
 
 
 CHUNKED = EngineSection(
-    num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=1, max_batched_tokens=48, num_kv_blocks=17
+    num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=0.125, max_batched_tokens=48, num_kv_blocks=17
 )
 
 
 @pytest.fixture(
     scope="module",
-    params=[EngineSection(num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=1), CHUNKED],
+    params=[EngineSection(num_gpus=0, max_num_seqs=16, max_lora_rank=8, kv_cache_gib=0.125), CHUNKED],
     ids=["whole_prefill", "chunked_prefill_few_blocks"],
 )
 def engine(request, loop, tiny_model_dir, tensors):

@@ -119,7 +119,7 @@ def test_a_driver_older_than_the_major_cuda_of_torch_is_a_problem_and_a_minor_on
 
 
 def test_a_run_that_the_machine_cannot_hold_is_a_problem_unless_a_cluster_is_named():
-    lines = found(LAPTOP, "quickstart", ["rollout.num_actors=4", "engine.num_cpus=1"])
+    lines = found(LAPTOP, "quickstart", ["rollout.num_actors=4", "engine.num_cpus=1", "engine.kv_cache_gib=2"])
     assert "problem cores: the run asks for 4.6, here are 2" in lines[0]
     assert "note memory: the run takes about" in lines[1]
     assert found(with_environment(RAY_ADDRESS="10.0.0.1:6379"), "quickstart", ["rollout.num_actors=4"]) == []

@@ -148,7 +148,7 @@ def test_the_cache_is_counted_in_tokens():
     # 24 layers, 2 heads of 64, keys and values in bf16: 12,288 bytes a token
     assert plan_memory(config, shape_of("0.5B")).kv_tokens == 2**30 // 12288
     # On a CPU: 2 GiB where nothing is said, in fp32; blocks of 32 tokens.
-    on_cpu = load_config("quickstart")
+    on_cpu = load_config("quickstart", ["engine.kv_cache_gib=0"])
     assert plan_memory(on_cpu, shape_of("0.5B")).kv_tokens == 2 * 2**30 // 24576
     in_blocks = load_config("quickstart", ["engine.num_kv_blocks=20"])
     assert plan_memory(in_blocks, shape_of("0.5B")).kv_tokens == 640
