@@ -153,6 +153,13 @@ def test_the_command_line_starts_without_heavy_imports():
     assert loaded & {"torch", "transformers", "vllm", "deepspeed", "ray", "mlflow", "matplotlib", "datasets"} == set()
 
 
+def test_what_starts_a_run_waits_for_no_library_of_models():
+    code = "import sys, orchestrator.pipeline; print(sorted({n.split('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert loaded & {"torch", "transformers", "vllm", "deepspeed", "peft", "sklearn", "scipy", "datasets"} == set()
+
+
 def test_no_index_address_and_no_home_directory_is_written_anywhere():
     forbidden = re.compile(r"--(?:extra-)?index-url|--find-links|/home/\w|/root/\w|https?://[\w.]*pypi")
     here = Path(__file__)

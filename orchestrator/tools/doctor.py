@@ -230,6 +230,10 @@ def check_run(machine: Machine, config: RunConfig) -> Iterator[Check]:
 
 
 def check_placement(machine: Machine, config: RunConfig, plan: Plan) -> Iterator[Check]:
+    on_cpu = config.engine.num_gpus == 0 or config.learner.num_gpus_per_rank == 0
+    if on_cpu and config.model.dtype == "bfloat16" and not machine.has_bf16:
+        found = "the processor has no instructions for bfloat16 (avx512_bf16, amx_bf16), which then takes several times as long"
+        yield Check(name="processor", status="note", found=found, advice="model.dtype=float32, with twice the memory")
     for name, asked, has in (
         ("GPUs", plan.num_gpus, len(machine.gpus)),
         ("cores", plan.num_cpus, machine.num_cores),

@@ -16,6 +16,7 @@ import psutil
 
 GIB = 2**30
 PROBE_TIMEOUT_S = 5.0
+BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Machine:
     """Installed distributions, names as on the package index in lower case."""
     has_compiler: bool
     """g++ on the path."""
+    has_bf16: bool
+    """The processor has instructions for products in bfloat16; True where it does not say."""
     environment: dict[str, str]
 
 
@@ -71,6 +74,7 @@ def probe(runs_dir: Path) -> Machine:
         torch_cuda=probe_torch_cuda(),
         versions=installed_versions(),
         has_compiler=shutil.which("g++") is not None,
+        has_bf16=has_bf16(read_text("/proc/cpuinfo")),
         environment=dict(os.environ),
     )
 
@@ -103,6 +107,20 @@ def probe_torch_cuda() -> tuple[int, int] | None:
 def parse_version_pair(pattern: str, text: str) -> tuple[int, int] | None:
     match = re.search(pattern, text, re.MULTILINE)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def has_bf16(cpuinfo: str) -> bool:
+    """Whether Linux's list of a processor's features (x86 `flags`, ARM `Features`) has any for bfloat16; True without a list."""
+    lists = re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return not lists or any(BF16_FEATURES & set(one.split()) for one in lists)
+
+
+def read_text(path: str) -> str:
+    """Empty when the file cannot be read."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 def installed_versions() -> dict[str, str]:

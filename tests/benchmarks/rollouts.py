@@ -137,7 +137,7 @@ def pool_side(num_prompts: int, group_size: int, num_tokens: int, rounds: int, a
                 )
             while dispatcher.num_in_flight:
                 for finished in dispatcher.wait():
-                    num_generated += sum(rollout.completion.num_tokens for rollout in finished.rollouts)
+                    num_generated += sum(rollout.num_tokens for rollout in finished.rollouts)
             return num_generated
 
         one_round(2)

@@ -11,7 +11,7 @@ from configs.load import load_config
 from orchestrator.__main__ import FAILED, OK, main
 from orchestrator.tools import machine as machine_module
 from orchestrator.tools.doctor import check_gpus, examine, read_pins, render
-from orchestrator.tools.machine import Gpu, Machine, can_connect, parse_version_pair, probe
+from orchestrator.tools.machine import Gpu, Machine, can_connect, has_bf16, parse_version_pair, probe
 
 VERSIONS = {
     "deepspeed": "0.19.8",
@@ -38,6 +38,7 @@ LAPTOP = Machine(
     torch_cuda=None,
     versions=VERSIONS,
     has_compiler=True,
+    has_bf16=True,
     environment={},
 )
 SERVER = replace(
@@ -116,6 +117,28 @@ def test_a_driver_older_than_the_major_cuda_of_torch_is_a_problem_and_a_minor_on
     assert status["torch"] == "ok"
     (line,) = found(replace(SERVER, torch_cuda=None))
     assert line.startswith("note torch: a CPU build on a machine with GPUs")
+
+
+def test_bfloat16_on_a_processor_without_it_is_a_note():
+    old, words = replace(LAPTOP, has_bf16=False), "note processor: the processor has no instructions for bfloat16"
+    lines = found(old, "quickstart", ["model.dtype=bfloat16"])
+    assert [line[: len(words)] for line in lines] == [words]
+    assert found(old, "quickstart") == [], "it computes in float32"
+    assert found(LAPTOP, "quickstart", ["model.dtype=bfloat16"]) == []
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 fma\nprocessor\t: 1\nflags\t\t: fpu avx2 fma\n", False),
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        ("", True),
+    ],
+)
+def test_what_linux_says_of_a_processor(cpuinfo, expected):
+    assert has_bf16(cpuinfo) == expected
 
 
 def test_a_run_that_the_machine_cannot_hold_is_a_problem_unless_a_cluster_is_named():
