@@ -1,16 +1,18 @@
 """KL divergence from a reference: its estimators, and the controller that keeps it near a target."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # seconds, which the driver, who steers the coefficient, need not wait
 
 MAX_KL_ERROR = 0.2
 """Largest error that one step of the controller takes account of, as a share of the target."""
 
 
-def kl_penalty(policy_logprobs: Tensor, reference_logprobs: Tensor, estimator: str) -> Tensor:
+def kl_penalty(policy_logprobs: "Tensor", reference_logprobs: "Tensor", estimator: str) -> "Tensor":
     """Per-token estimate of KL(policy || reference) from tokens of the policy, `[N]`.
 
     With d = reference - policy (Schulman, "Approximating KL divergence", 2020):
@@ -41,6 +43,8 @@ def sequence_kl(behaviour_logprobs: np.ndarray, reference_logprobs: np.ndarray, 
 
     Raises ValueError when the shapes differ.
     """
+    import torch
+
     if behaviour_logprobs.shape != reference_logprobs.shape:
         raise ValueError(
             f"expected reference logprobs of shape {behaviour_logprobs.shape}, got {reference_logprobs.shape}"

@@ -12,7 +12,6 @@ import numpy as np
 from actors.tokenizer import load_tokenizer, stop_token_ids
 from actors.types import Prompt, Task, TrainRow
 from configs.schema.run import ModelSection, RunConfig
-from deploy.export.quantize import GRID_DIR, REPORT_FILE
 from orchestrator.data.sft_rows import SftRows
 from orchestrator.record import run_files
 
@@ -38,6 +37,7 @@ def report_quantisation(
     of `pairs`, at most `export.parity_tokens` long.
     """
     from actors.policy_model import load_base
+    from deploy.export.quantize import GRID_DIR, REPORT_FILE
 
     tokenizer = load_tokenizer(str(native), config.model)
     rows: list[TrainRow] = []
