@@ -5,10 +5,12 @@ does the imports of both at the same time. It forks before anything runs in it, 
 Where vLLM is not the one that was tested, its own way stays. GPU engines are not touched.
 """
 
+import importlib
 import logging
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
@@ -37,10 +39,11 @@ class _Context(ForkServerContext):
 def _run(environment: dict[str, str], target: Callable[..., None], kwargs: dict[str, Any]) -> None:
     import torch
 
-    # Only what differs: the title of a process is written where its environment was when it began.
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    with suppress(ImportError):
+        # The title that vLLM gives the process is written where arguments and environment were when it began: before they move.
+        importlib.import_module("setproctitle").getproctitle()
+    os.environ.clear()
+    os.environ.update(environment)
     if "OMP_NUM_THREADS" in environment:  # read when torch was imported, of another engine's perhaps
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     target(**kwargs)

@@ -134,7 +134,7 @@ def test_nodes_have_the_model_before_any_engine_is_made(ray_cluster, hub, monkey
     bases = resolve_bases(config)
     cluster = Cluster(config, bases.actor_path, bases.actor_model, lambda event, details: None)
     cluster._reservation.release()
-    assert order == ["fetch on 1", "ranks", "engines", "reward actors"]
+    assert order == ["fetch on 1", "engines", "reward actors", "ranks"]
 
 
 def test_ranks_on_two_nodes_of_a_cluster_meet_at_the_address_of_rank_0s_node(random_model_dir, fresh_ray):
